@@ -53,7 +53,9 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if key in seen:
-            raise ConfigError(f"line {line}: key '{key}' is given twice (first on line {seen[key]}); keep one")
+            raise ConfigError(
+                f"line {line}: key '{key}' is given twice (first on line {seen[key]}); keep one"
+            )
         seen[key] = line
     return dict(loader.construct_pairs(node, deep=True))
 
@@ -118,7 +120,9 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or not key:
-            raise ConfigError(f"command line: '{assignment}' is not KEY=VALUE (for example optimizer.lr=2e-4)")
+            raise ConfigError(
+                f"command line: '{assignment}' is not KEY=VALUE (for example optimizer.lr=2e-4)"
+            )
         _assign(result, key.split("."), parse_yaml(text, f"command line, {key}"), key)
     return result
 
@@ -137,7 +141,7 @@ def _assign(node: Any, path: list[str], value: Any, key: str) -> None:
             if last:
                 node[name] = value
             else:
-                if not isinstance(node.get(name), dict | list):
+                if node.get(name) is None:
                     node[name] = {}
                 node = node[name]
         else:
@@ -146,8 +150,6 @@ def _assign(node: Any, path: list[str], value: Any, key: str) -> None:
 
 def parse(kind: type[ConfigT], values: Any, origin: str) -> ConfigT:
     """`values` as a `kind`. Raises one ConfigError that lists every mistake, one line each."""
-    if isinstance(values, dict):
-        values = {key: value for key, value in values.items()}
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -178,7 +180,9 @@ def _line(kind: type[BaseModel], detail: Any, origin: str) -> str:
 def _union_message(detail: Any) -> str:
     context = detail.get("ctx", {})
     discriminator = str(context.get("discriminator", "kind")).strip("'")
-    expected = [tag.strip().strip("'") for tag in str(context.get("expected_tags", "")).split(",") if tag.strip()]
+    expected = [
+        tag.strip().strip("'") for tag in str(context.get("expected_tags", "")).split(",") if tag.strip()
+    ]
     if detail["type"] == "union_tag_not_found":
         return f"'{discriminator}' is missing; expected one of the field's kinds"
     near = difflib.get_close_matches(str(context.get("tag")), expected, n=1)

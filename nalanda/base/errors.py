@@ -1,10 +1,10 @@
 """The errors that a user sees: one clear line each, with an exit code. Everything else is our bug.
 
-    UserError (1)            anything that the user can mend
-    |- ConfigError (2)       a mistake in a recipe or on the command line      (nalanda.config)
-    |- DataError (3)         input that cannot be read or does not fit
-    |- RunError (4)          a run folder that is held, foreign or damaged
-    `- Interrupted (130)     Ctrl-C; the run goes on where it was
+UserError (1)            anything that the user can mend
+|- ConfigError (2)       a mistake in a recipe or on the command line      (nalanda.config)
+|- DataError (3)         input that cannot be read or does not fit
+|- RunError (4)          a run folder that is held, foreign or damaged
+`- Interrupted (130)     Ctrl-C; the run goes on where it was
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Atomic, checksummed files: a reader sees the old file or the new one, never half of one.
 
-    with atomic_writer(path) as file: ...     # text or binary; renamed into place when the block ends
-    write_json(path, values); read_json(path)
-    with atomic_folder(path) as draft: ...    # a folder that appears whole, with manifest.json (SHA-256)
-    verify_manifest(path)                     # raises RunError naming the first file that differs
+with atomic_writer(path) as file: ...     # text or binary; renamed into place when the block ends
+write_json(path, values); read_json(path)
+with atomic_folder(path) as draft: ...    # a folder that appears whole, with manifest.json (SHA-256)
+verify_manifest(path)                     # raises RunError naming the first file that differs
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_writer(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file opened for writing (`w` or `wb`) that takes its place at `path` only when the block ends well."""
+    """A file open for writing (`w` or `wb`) that takes its place at `path` only when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoding = None if "b" in mode else "utf-8"
     with full_disk_is_clear(path):
@@ -135,7 +135,9 @@ def verify_manifest(folder: Path) -> None:
         if not path.is_file():
             raise RunError(f"{path}: missing, though the manifest names it")
         if path.stat().st_size != row["bytes"]:
-            raise RunError(f"{path}: {path.stat().st_size} bytes, the manifest says {row['bytes']}: truncated or changed")
+            raise RunError(
+                f"{path}: {path.stat().st_size} bytes, the manifest says {row['bytes']}: truncated or changed"
+            )
         if sha256_file(path) != row["sha256"]:
             raise RunError(f"{path}: its SHA-256 differs from the manifest: damaged or changed")
 

@@ -1,0 +1,117 @@
+"""Configs: strict, frozen, overridable, and every mistake told at once, in one line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, ValidationError
+
+from nalanda.config import Config, ConfigError, dump_yaml, load_yaml, override, parse, parse_yaml
+
+
+class Adam(Config):
+    kind: Literal["adam"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0)
+
+
+class Sgd(Config):
+    kind: Literal["sgd"] = "sgd"
+    momentum: float = 0.9
+
+
+class Recipe(Config):
+    name: str
+    steps: int = 10
+    optimizer: Annotated[Adam | Sgd, Field(discriminator="kind")] = Adam()
+    rates: tuple[Adam, ...] = ()
+
+
+def mistakes(values: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(Recipe, values, "r.yaml")
+    return str(caught.value).splitlines()
+
+
+def test_an_unknown_key_names_the_nearest_valid_one() -> None:
+    lines = mistakes({"name": "x", "optimizer": {"kind": "adam", "learning_rat": 1.0}})
+    assert lines == ["r.yaml: optimizer.learning_rat: unknown key; did you mean 'learning_rate'?"]
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    lines = mistakes({"steps": "many", "optimizer": {"kind": "adam", "learning_rate": -1}, "foo": 1})
+    assert len(lines) == 4
+    assert any("name: required key is missing" in line for line in lines)
+    assert any("steps: expected a valid integer" in line and "'many'" in line for line in lines)
+    assert any("optimizer.learning_rate: expected greater than 0, found -1" in line for line in lines)
+    assert any("foo: unknown key; valid keys: name, optimizer, rates, steps" in line for line in lines)
+
+
+def test_a_wrong_kind_lists_the_kinds() -> None:
+    assert mistakes({"name": "x", "optimizer": {"kind": "adan"}}) == [
+        "r.yaml: optimizer: unknown kind 'adan'; did you mean 'adam'?"
+    ]
+    assert "'kind' is missing" in mistakes({"name": "x", "optimizer": {}})[0]
+
+
+def test_a_mistake_in_a_list_has_its_index() -> None:
+    assert mistakes({"name": "x", "rates": [{}, {"learning_rate": 0}]})[0].startswith(
+        "r.yaml: rates.1.learning_rate"
+    )
+
+
+def test_overrides_reach_into_mappings_and_lists() -> None:
+    values = {"name": "x", "rates": [{"learning_rate": 1}]}
+    changed = override(values, ["optimizer.kind=sgd", "rates.0.learning_rate=2e-4", "steps=5"])
+    assert changed == {
+        "name": "x",
+        "rates": [{"learning_rate": 2e-4}],
+        "optimizer": {"kind": "sgd"},
+        "steps": 5,
+    }
+    assert values["rates"] == [{"learning_rate": 1}]
+    for wrong in ("steps", "rates.7.x=1", "name.first=1", "=3"):
+        with pytest.raises(ConfigError, match="command line"):
+            override(values, [wrong])
+
+
+def test_yaml_mistakes_name_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("a: 1\nb: [\n")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml:\d+: not valid YAML"):
+        load_yaml(path)
+    path.write_text("a: 1\na: 2\n")
+    with pytest.raises(ConfigError, match="line 2: key 'a' is given twice"):
+        load_yaml(path)
+    path.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        load_yaml(path)
+    with pytest.raises(ConfigError, match=r"no such file; did you mean '.*recipe\.yaml'"):
+        load_yaml(tmp_path / "recipee.yaml")
+    path.write_bytes(b"a: \xff\n")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load_yaml(path)
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Adam().learning_rate = 2.0  # type: ignore[misc]
+
+
+def test_exponents_without_a_point_are_numbers() -> None:
+    assert parse_yaml("lr: 2e-4", "x") == {"lr": 2e-4}
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(min_size=1), PLAIN, max_size=4))
+def test_dump_and_load_are_inverse(values: dict[str, object]) -> None:
+    assert parse_yaml(dump_yaml(values), "x") == values
