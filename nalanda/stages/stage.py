@@ -1,0 +1,59 @@
+"""What a stage is: a config class, the inputs it reads, and a function that fills a run folder.
+
+    STAGE = Stage(config=CorpusStage, inputs=..., run=..., shrink=..., format=1)
+
+    run(config, run, context) -> result      plain JSON values; the caller writes result.json from them
+    inputs(config) -> {key: place}           the config keys (dotted) that name folders or files, and where they are
+    shrink(config) -> config                 the same work made tiny, for --dry-run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nalanda.base import io
+from nalanda.base.errors import DataError
+from nalanda.base.progress import ProgressFactory, silent
+from nalanda.base.run import Run
+
+
+def _quiet(text: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Context:
+    """How a stage speaks to its user: progress bars and single lines."""
+
+    progress: ProgressFactory = silent
+    note: Callable[[str], None] = _quiet
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One verb of the command line; the heading of this file says what each part does."""
+
+    config: type[Any]
+    run: Callable[[Any, Run, Context], dict[str, Any]]
+    inputs: Callable[[Any], dict[str, Path]]
+    shrink: Callable[[Any], Any] = field(default=lambda config: config)
+    format: int = 1
+
+
+def fingerprint_input(place: Path, key: str) -> str:
+    """What identifies the input at `place`: a stage's fingerprint, else the contents of the file or folder.
+
+    Raises DataError where there is nothing.
+    """
+    if (place / "result.json").exists():
+        return str(io.read_json(place / "result.json")["fingerprint"])
+    if place.is_file():
+        return io.sha256_file(place)[:16]
+    if place.is_dir():
+        files = [p for p in sorted(place.rglob("*")) if p.is_file() and p.name != "run.lock"]
+        if files:
+            return io.fingerprint({p.relative_to(place).as_posix(): io.sha256_file(p) for p in files})
+    raise DataError(f"{key}: {place}: no such file or finished folder; give a path that exists")
