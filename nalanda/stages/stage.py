@@ -1,10 +1,10 @@
 """What a stage is: a config class, the inputs it reads, and a function that fills a run folder.
 
-    STAGE = Stage(config=CorpusStage, inputs=..., run=..., shrink=..., format=1)
+STAGE = Stage(config=CorpusStage, inputs=..., run=..., shrink=..., format=1)
 
-    run(config, run, context) -> result      plain JSON values; the caller writes result.json from them
-    inputs(config) -> {key: place}           the config keys (dotted) that name folders or files, and where they are
-    shrink(config) -> config                 the same work made tiny, for --dry-run
+run(config, run, context) -> result      plain JSON values; the caller writes result.json from them
+inputs(config) -> {key: place}           the config keys (dotted) that name folders or files, and where they are
+shrink(config) -> config                 the same work made tiny, for --dry-run
 """
 
 from __future__ import annotations

@@ -1,0 +1,34 @@
+"""`nalanda corpus`: sources -> cleaned, deduplicated, split rows with an exact ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from nalanda.base.run import Run
+from nalanda.corpus.build import CorpusConfig, build
+from nalanda.stages.stage import Context, Stage
+
+
+class CorpusStage(CorpusConfig):
+    """A recipe's corpus stage."""
+
+    verb: Literal["corpus"] = "corpus"
+
+
+def run(config: CorpusStage, run: Run, context: Context) -> dict[str, Any]:
+    """Fills the run folder with train, dev and test; returns the ledger and the counts."""
+    return build(config, run.path, context.progress)
+
+
+def inputs(config: CorpusStage) -> dict[str, Path]:
+    """The files and folders that the sources name; packages are watched by their versions instead."""
+    places: dict[str, Path] = {}
+    for index, source in enumerate(config.sources):
+        path = getattr(source, "path", None)
+        if path is not None:
+            places[f"sources.{index}.path"] = Path(path)
+    return places
+
+
+STAGE = Stage(config=CorpusStage, run=run, inputs=inputs)

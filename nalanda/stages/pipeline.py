@@ -1,0 +1,163 @@
+"""Runs a recipe: skips what is done, resumes what was cut off, redoes what depends on a change.
+
+results = run(recipe, context)          {stage name: result.json's content}
+rows = status(Path("runs/quickstart"))  one row per stage: done, running, cut off, waiting
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nalanda.base import io, machine
+from nalanda.base.errors import RunError
+from nalanda.base.run import Lock, Run
+from nalanda.stages.recipe import Planned, Recipe
+from nalanda.stages.stage import Context, fingerprint_input
+
+
+def run(recipe: Recipe, context: Context) -> dict[str, dict[str, Any]]:
+    """Runs every stage of `recipe` that is not done yet, in order. Raises what a stage raises; the stages done
+    before it stay done."""
+    results: dict[str, dict[str, Any]] = {}
+    with _pipeline_folder(recipe):
+        for planned in recipe.stages.values():
+            results[planned.name] = _run_stage(planned, recipe, context)
+        if recipe.is_pipeline:
+            io.write_json(recipe.folder / "result.json", _summary(recipe, results))
+    return results
+
+
+@contextlib.contextmanager
+def _pipeline_folder(recipe: Recipe) -> Iterator[None]:
+    """Holds the pipeline's folder and notes its plan there, so that `status` and `translate` can read it."""
+    if not recipe.is_pipeline:
+        yield
+        return
+    lock = Lock(recipe.folder)
+    lock.acquire()
+    try:
+        (recipe.folder / "result.json").unlink(missing_ok=True)
+        io.write_json(recipe.folder / "pipeline.json", _plan(recipe))
+        yield
+    finally:
+        lock.release()
+
+
+def _plan(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "about": recipe.about,
+        "output": recipe.output,
+        "stages": {p.name: {"verb": p.verb, "after": list(p.after)} for p in recipe.stages.values()},
+    }
+
+
+def _summary(recipe: Recipe, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "fingerprint": io.fingerprint({name: result["fingerprint"] for name, result in results.items()}),
+        "output": recipe.output,
+        "seconds": round(sum(result["seconds"] for result in results.values()), 3),
+        "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results.values()),
+    }
+
+
+def _run_stage(planned: Planned, recipe: Recipe, context: Context) -> dict[str, Any]:
+    config = planned.config
+    inputs = {key: fingerprint_input(place, key) for key, place in planned.stage.inputs(config).items()}
+    with Run.open(
+        planned.folder, planned.resolved(), inputs, planned.stage.format, replace=recipe.is_pipeline
+    ) as opened:
+        if opened.done:
+            context.note(f"{planned.name}: done before, kept ({planned.folder})")
+            _warn_of_upgrade(planned.folder, context)
+            return opened.result()
+        if any((planned.folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+            context.note(f"{planned.name}: cut off before, going on ({planned.folder})")
+        else:
+            context.note(f"{planned.name}: {planned.verb} -> {planned.folder}")
+        opened.finish(planned.stage.run(config, opened, context))
+        return opened.result()
+
+
+def _warn_of_upgrade(folder: Path, context: Context) -> None:
+    if not (folder / "environment.json").exists():
+        return
+    then, now = io.read_json(folder / "environment.json"), machine.environment()
+    changed = [
+        f"{name} {then['packages'][name]} -> {version}"
+        for name, version in now["packages"].items()
+        if then["packages"].get(name, version) != version
+    ]
+    if changed:
+        context.note(
+            f"{folder.name}: made with other versions ({', '.join(changed)}); remove {folder} to redo it"
+        )
+
+
+def status(folder: Path) -> list[dict[str, Any]]:
+    """The state of the run at `folder` (a pipeline or one stage), a row for each stage.
+
+    Raises RunError where there is no run.
+    """
+    if (folder / "pipeline.json").exists():
+        names = list(io.read_json(folder / "pipeline.json")["stages"])
+        return [_stage_status(folder / name, name) for name in names]
+    if (folder / "config.yaml").exists():
+        return [_stage_status(folder, folder.name)]
+    raise RunError(f"{folder}: not a run folder (no pipeline.json or config.yaml)")
+
+
+def _stage_status(folder: Path, name: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"stage": name, "state": "waiting", "seconds": None, "memory": None, "last": {}}
+    if (folder / "result.json").exists():
+        result = io.read_json(folder / "result.json")
+        row |= {"state": "done", "seconds": result["seconds"], "memory": result["peak_memory_bytes"]}
+    elif (folder / "config.yaml").exists():
+        row["state"] = "running" if _is_held(folder) else "cut off"
+    row["last"] = last_metrics(folder / "metrics.jsonl")
+    return row
+
+
+def _is_held(folder: Path) -> bool:
+    lock = Lock(folder)
+    try:
+        lock.acquire()
+    except RunError:
+        return True
+    lock.release()
+    return False
+
+
+def last_metrics(path: Path) -> dict[str, Any]:
+    """The last whole line of a metrics.jsonl; empty where there is none."""
+    import json
+
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 65536))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    for line in reversed(lines):
+        with contextlib.suppress(json.JSONDecodeError):
+            return dict(json.loads(line))
+    return {}
+
+
+def model_folder(place: Path) -> Path:
+    """The model folder that `place` means: itself, a stage's model/, or a pipeline's output stage's model/.
+
+    Raises RunError where there is none yet.
+    """
+    if (place / "config.json").exists():
+        return place
+    if (place / "model" / "config.json").exists():
+        return place / "model"
+    if (place / "pipeline.json").exists():
+        output = io.read_json(place / "pipeline.json")["output"]
+        if (place / output / "model" / "config.json").exists():
+            return place / output / "model"
+        raise RunError(f"{place}: its stage '{output}' has no model yet; run the recipe first")
+    raise RunError(f"{place}: no model here (looked for config.json, model/config.json and pipeline.json)")
