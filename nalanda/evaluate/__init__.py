@@ -1,0 +1,1 @@
+"""How good a model is: translations scored, baselines beside it, errors in slices, and the report a person reads."""
