@@ -1,10 +1,10 @@
-"""Rough romanization by rule, from the names that Unicode gives to letters: for keys and comparison, not show.
+"""Rough romanization by rule, from the names that Unicode gives to letters: keys and comparison, not show.
 
     romanize("नमस्ते")   # "namaste"
     romanize("ஸ்ரீ லங்கா")   # "srii langkaa"
 
 A Brahmic consonant carries an inherent `a`; a vowel sign takes its place and a virama removes it. No table
-per script is needed: DEVANAGARI LETTER KA is `ka` because its name says so. Alphabets of the region (Ol Chiki,
+per script is needed: DEVANAGARI LETTER KA is `ka`, its name says so. Alphabets of the region (Ol Chiki,
 Warang Citi, Arabic) give each letter its sound. What has no rule, Latin included, passes through. Information
 is lost.
 """

@@ -1,0 +1,1 @@
+"""Raw files to a clean, split corpus, every row accounted for: `build.py` makes one, `store.py` reads it."""
