@@ -1,0 +1,192 @@
+"""Checkpoints: whole or absent, checked by SHA-256 when read, safetensors and JSON only.
+
+store = Checkpoints(run_folder / "checkpoints", CheckpointConfig(every=500, keep=2))
+store.save(Snapshot(step=500, model=..., optimizer=..., extra=..., state=...))
+found = store.newest(device)        # None in a new run; a damaged folder is named and the one before it used
+
+checkpoints/step-000500/
+  model.safetensors       weights, a tied one once (its other names are in state.json)
+  optimizer.safetensors   moments by weight name, schedule positions, averaged weights
+  state.json              step, identity of config, data and model, budget, hooks, log window
+  manifest.json           size and SHA-256 of each file
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nalanda.base import io
+from nalanda.base.errors import RunError
+from nalanda.config import Config
+
+FORMAT = 1
+
+
+class CheckpointConfig(Config):
+    """When to save (`every` optimizer steps, and at the end) and how many of the newest to keep."""
+
+    every: int = Field(default=500, gt=0)
+    keep: int = Field(default=2, gt=0)
+
+
+@dataclass
+class Snapshot:
+    """Everything that a run needs to go on. `state` is plain JSON; `ties`: a weight's other names -> its first."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    ties: dict[str, str] = field(default_factory=dict)
+
+
+def weights_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The model's weights and buffers by name, each stored once, and other name -> first name of the tied ones."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    weights: dict[str, Tensor] = {}
+    ties: dict[str, str] = {}
+    for name, value in model.state_dict().items():
+        key = (value.data_ptr(), tuple(value.shape))
+        if value.numel() and key in first:
+            ties[name] = first[key]
+        else:
+            first[key] = name
+            weights[name] = value.detach()
+    return weights, ties
+
+
+def restore_weights(model: nn.Module, weights: dict[str, Tensor], ties: dict[str, str], origin: str) -> None:
+    """Copies weights into the model. Raises RunError naming the first missing, unknown or mis-shaped one."""
+    own = model.state_dict()
+    full = {**weights, **{name: weights[first] for name, first in ties.items() if first in weights}}
+    for name, value in own.items():
+        if name not in full:
+            raise RunError(f"{origin}: has no weight '{name}', which the model needs")
+        if full[name].shape != value.shape:
+            raise RunError(
+                f"{origin}: weight '{name}' is {tuple(full[name].shape)}, the model's is {tuple(value.shape)}"
+            )
+    for name in full:
+        if name not in own:
+            raise RunError(f"{origin}: holds a weight '{name}' that the model does not have")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(full[name])
+
+
+class Checkpoints:
+    """The checkpoint folders of one run."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        self.folder = folder
+        self.config = config
+
+    def path(self, step: int) -> Path:
+        """The folder of one step's checkpoint."""
+        return self.folder / f"step-{step:06d}"
+
+    def steps(self) -> list[int]:
+        """The steps that have a folder, in order."""
+        if not self.folder.is_dir():
+            return []
+        names = [p.name.removeprefix("step-") for p in self.folder.iterdir() if p.name.startswith("step-")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def save(self, snapshot: Snapshot) -> Path:
+        """Writes a checkpoint, then removes the oldest beyond `keep`.
+
+        A full disk raises UserError and leaves every earlier checkpoint as it was.
+        """
+        path = self.path(snapshot.step)
+        io.remove_partials(self.folder)
+        write_snapshot(path, snapshot)
+        for step in [s for s in self.steps() if s <= snapshot.step][: -self.config.keep]:
+            shutil.rmtree(self.path(step))
+        return path
+
+    def newest(self) -> tuple[Snapshot | None, list[str]]:
+        """The newest whole checkpoint, and one line for each damaged one that was passed over.
+
+        Raises RunError when there are checkpoints and all of them are damaged.
+        """
+        damaged: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                return read_snapshot(self.path(step)), damaged
+            except RunError as error:
+                damaged.append(str(error))
+        if damaged:
+            raise RunError(
+                f"{self.folder}: no checkpoint is whole ({damaged[0]}); remove the folder to start from the beginning"
+            )
+        return None, []
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps: damaged ones that `newest` passed over."""
+        for later in [s for s in self.steps() if s > step]:
+            shutil.rmtree(self.path(later))
+
+
+def write_snapshot(path: Path, snapshot: Snapshot) -> None:
+    """Writes one checkpoint folder: it appears whole or not at all."""
+    tensors = {f"optimizer/{k}": v for k, v in snapshot.optimizer.items()}
+    tensors |= {f"extra/{k}": v for k, v in snapshot.extra.items()}
+    with io.atomic_folder(path) as draft:
+        _write_tensors(draft / "model.safetensors", snapshot.model)
+        _write_tensors(draft / "optimizer.safetensors", tensors)
+        state = {"format": FORMAT, "step": snapshot.step, "ties": snapshot.ties, **snapshot.state}
+        io.write_json(draft / "state.json", state)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    with io.full_disk_is_clear(path):
+        try:
+            save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path)
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
+
+
+def _as_os_error(error: Exception) -> Exception:
+    """safetensors reports a full disk in words; this gives it back its number."""
+    import errno
+
+    text = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if f"os error {number}" in text or f"code: {number}" in text:
+            return OSError(number, text)
+    return error
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Reads one checkpoint folder. Raises RunError naming the file that is missing, damaged or from elsewhere."""
+    io.verify_manifest(path)
+    state = io.read_json(path / "state.json")
+    if state.pop("format", None) != FORMAT:
+        raise RunError(f"{path}: written by another version of Nalanda (checkpoint format is not {FORMAT})")
+    try:
+        model = load_file(path / "model.safetensors")
+        tensors = load_file(path / "optimizer.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from error
+    return Snapshot(
+        step=state.pop("step"),
+        model=model,
+        optimizer=_under("optimizer/", tensors),
+        extra=_under("extra/", tensors),
+        state=state,
+        ties=state.pop("ties"),
+    )
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

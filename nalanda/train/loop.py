@@ -1,0 +1,376 @@
+"""The training loop: one for every objective, model and source.
+
+    result = fit(model, objective, source, config, run_folder, hooks=[...], log=run.log, rewind=run.rewind_metrics)
+
+    batches of the step -> counts of every term -> forward, backward per micro-batch -> clip -> optimizer
+    -> average -> log -> hooks -> checkpoint
+
+A run that was killed at any moment goes on from its newest whole checkpoint when `fit` is called again with the same
+arguments: every later loss and the final weights are the same to the last bit, with a budget in steps, on the same
+machine, threads and torch version, with `deterministic: true`. (With a budget in minutes the schedule follows the
+clock; `budget.replay` repeats such a run exactly.) `log` gets rows for metrics.jsonl whose `step` is the number of
+steps done; `rewind(step)` must drop the rows of later steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from nalanda.base import io
+from nalanda.base.errors import Interrupted, RunError
+from nalanda.base.progress import Progress, ProgressFactory, silent
+from nalanda.config import Config
+from nalanda.data.batch import Batch
+from nalanda.data.loader import Loader
+from nalanda.data.source import Source
+from nalanda.objectives.loss import Objective
+from nalanda.train.average import Average, EmaConfig
+from nalanda.train.checkpoint import (
+    CheckpointConfig,
+    Checkpoints,
+    Snapshot,
+    read_snapshot,
+    restore_weights,
+    weights_of,
+)
+from nalanda.train.compile import Mode, compiled, decide
+from nalanda.train.hooks import Hook, Moment
+from nalanda.train.interrupt import Interruption
+from nalanda.train.optimizer import AdamWConfig, Optimizer, OptimizerConfig
+from nalanda.train.precision import Precision, resolve
+from nalanda.train.schedule import Budget, BudgetConfig, ScheduleConfig
+from nalanda.train.step import accumulate, check_gradient
+from nalanda.train.window import Window
+
+Row = dict[str, Any]
+
+
+class LoopConfig(Config):
+    """How to train.
+
+    clip: largest norm of the whole gradient, None for no limit. log_every: optimizer steps between rows of
+    metrics.jsonl. compile: torch.compile; `auto` uses it for long runs. deterministic: only operations with a fixed
+    order of additions. workers: threads that prepare batches, 0 for none.
+    """
+
+    seed: int = 0
+    budget: BudgetConfig
+    optimizer: OptimizerConfig = AdamWConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    precision: Precision = "auto"
+    clip: float | None = Field(default=1.0, gt=0)
+    ema: EmaConfig | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every: int = Field(default=10, gt=0)
+    compile: Mode = "auto"
+    deterministic: bool = True
+    workers: int = Field(default=1, ge=0)
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> LoopConfig:
+        self.schedule.in_shares(self.budget)
+        return self
+
+    def identity(self) -> Row:
+        """The fields that decide the weights: a checkpoint of others does not belong to this run."""
+        return self.model_dump(mode="json", exclude={"checkpoint", "log_every", "workers", "compile"})
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    source: Source,
+    config: LoopConfig,
+    run_folder: Path,
+    *,
+    hooks: Sequence[Hook] = (),
+    log: Callable[[Row], None] = lambda row: None,
+    rewind: Callable[[int], None] = lambda step: None,
+    progress: ProgressFactory = silent,
+    device: torch.device | str | None = None,
+) -> Row:
+    """Trains `model` in place until the budget is spent and returns what to put into result.json.
+
+    Raises Interrupted after Ctrl-C or SIGTERM (the step is finished and saved first), RunError for a loss that is
+    not finite (naming step and samples) and for checkpoints of another config, objective, model or source,
+    UserError for a full disk (earlier checkpoints stay whole).
+    """
+    place = torch.device(device) if device is not None else default_device()
+    with _settings(config, place):
+        trainer = Trainer(model.to(place), objective, source, config, run_folder, hooks, log, rewind, place)
+        trainer.resume()
+        trainer.run(progress)
+        return trainer.finish()
+
+
+@contextlib.contextmanager
+def _settings(config: LoopConfig, device: torch.device) -> Iterator[None]:
+    """Global switches of torch for the time of a run.
+
+    Denormal numbers become 0 (they appear in Adam's second moments and are a hundred times slower on CPUs).
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    if config.deterministic:
+        if device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        memory.fill_uninitialized_memory = False
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = fill
+
+
+class Trainer:
+    """One call of `fit`: the loop's state and its three acts, resume, run, finish."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        source: Source,
+        config: LoopConfig,
+        run_folder: Path,
+        hooks: Sequence[Hook],
+        log: Callable[[Row], None],
+        rewind: Callable[[int], None],
+        device: torch.device,
+    ) -> None:
+        self.model, self.objective, self.source, self.config = model, objective, source, config
+        self.hooks, self.rewind, self.device = list(hooks), rewind, device
+        self._log = log
+        self.precision = resolve(config.precision, device)
+        self.decision = decide(config.compile, device, config.budget)
+        self.schedule = config.schedule.in_shares(config.budget)
+        self.budget = Budget(config.budget, _replayed(config.budget))
+        self.optimizer = Optimizer(config.optimizer, model)
+        self.average = Average(config.ema, model) if config.ema else None
+        self.checkpoints = Checkpoints(run_folder / "checkpoints", config.checkpoint)
+        self.window = Window()
+        self.stopped = ""
+        self.notes: list[str] = []
+        names = [hook.name for hook in self.hooks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two hooks have one name: {', '.join(names)}")
+
+    # -- resume ----------------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Takes over the newest whole checkpoint, or starts a new run."""
+        snapshot, damaged = self.checkpoints.newest()
+        if snapshot is None:
+            self.rewind(-1)
+        else:
+            self._adopt(snapshot)
+            self.checkpoints.remove_after(snapshot.step)
+            self.rewind(snapshot.step)
+        for line in damaged:
+            self._note(f"{line}; going on from step {self.budget.step}")
+        if self.decision.note:
+            self._note(self.decision.note)
+
+    def _adopt(self, snapshot: Snapshot) -> None:
+        origin = str(self.checkpoints.path(snapshot.step))
+        self._check_identity(snapshot.state["identity"], origin)
+        restore_weights(self.model, snapshot.model, snapshot.ties, origin)
+        self.optimizer.load(snapshot.optimizer)
+        extra = snapshot.extra
+        self.budget.load(snapshot.state["budget"], extra["positions"].tolist())
+        if self.average is not None:
+            self.average.load(_under("average/", extra))
+        for hook in self.hooks:
+            known = snapshot.state["hooks"].get(hook.name)
+            if known is not None:
+                hook.load(known, _under(f"hooks/{hook.name}/", extra), snapshot.step)
+        self.window = Window(**snapshot.state["window"])
+        self.stopped = snapshot.state["stopped"]
+        for key, now in self._environment().items():
+            then = snapshot.state["environment"].get(key)
+            if then != now:
+                self._note(
+                    f"{key} was {then} and is {now}: from here on, losses may differ in their last bits"
+                )
+
+    def _identity(self) -> Row:
+        weights, _ = weights_of(self.model)
+        config = (
+            self.objective.to_dict() if isinstance(self.objective, Config) else repr(type(self.objective))
+        )
+        return {
+            "training config": io.fingerprint(self.config.identity()),
+            "objective": io.fingerprint(config),
+            "model": io.fingerprint({name: list(value.shape) for name, value in weights.items()}),
+            "source of data": self.source.fingerprint,
+        }
+
+    def _check_identity(self, known: Row, origin: str) -> None:
+        for what, value in self._identity().items():
+            if known.get(what) != value:
+                raise RunError(f"{origin}: made with another {what}; use the same one, or another run folder")
+
+    def _environment(self) -> Row:
+        return {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "instruction set": torch.backends.cpu.get_cpu_capability(),
+            "device": torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else self.device.type,
+            "precision": self.precision,
+            "compiled": self.decision.compiled,
+        }
+
+    # -- run -------------------------------------------------------------------------------------------------------
+
+    def run(self, progress: ProgressFactory) -> None:
+        """Steps until the budget is spent, a hook stops, or the user interrupts."""
+        if self._over():
+            return
+        total, self.model = self.budget.total, self.model.train()
+        with (
+            compiled(self.model, self.decision),
+            Interruption() as interruption,
+            Loader(self.source, self.budget.step, self.config.workers) as loader,
+            progress("training", total=total, unit="steps") as bar,
+        ):
+            if self.decision.compiled:
+                self._warm_up()
+            bar.update(self.budget.step)
+            began = time.perf_counter()
+            for _, batches in loader:
+                self._step(batches, began)
+                self._after_step(bar, interruption.asked)
+                if self._over():
+                    return
+                if interruption.asked:
+                    raise Interrupted(
+                        f"stopped after step {self.budget.step}, which is saved; run the same command again to go on"
+                    )
+                began = time.perf_counter()
+
+    def _over(self) -> bool:
+        return self.budget.over or bool(self.stopped)
+
+    def _warm_up(self) -> None:
+        """Compiles on the run's first batch, whatever step comes next: the same code after every resume."""
+        accumulate(self.model, self.objective, self.source.step(0), **self._how(0))
+        self.optimizer.zero_grad()
+
+    def _how(self, step: int) -> Row:
+        return {"seed": self.config.seed, "step": step, "precision": self.precision, "device": self.device}
+
+    def _step(self, batches: list[Batch], began: float) -> None:
+        step = self.budget.step
+        progress = self.budget.begin()
+        result = accumulate(self.model, self.objective, batches, **self._how(step))
+        limit = self.config.clip if self.config.clip is not None else float("inf")
+        norm = float(nn.utils.clip_grad_norm_(self.optimizer.parameters, limit))
+        check_gradient(norm, step, batches)
+        rate = self.optimizer.step(self.schedule.factor(progress))
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update()
+        seconds = time.perf_counter() - began
+        self.budget.end(seconds)
+        self.window.add(result, seconds, norm=norm, rate=rate, progress=progress)
+
+    def _after_step(self, bar: Progress, interrupted: bool) -> None:
+        step = self.budget.step
+        share = {} if self.budget.total else {"budget": f"{self.budget.share:.0%}"}
+        bar.update(1, **self.window.shown(), **share)
+        last = self.budget.over
+        if step % self.config.log_every == 0 or last:
+            self.log({"step": step, **self.window.flush(), "seconds": self.budget.seconds})
+        moment = self._moment(last)
+        for hook in self.hooks:
+            hook.after_step(moment)
+        self.stopped = moment.stop
+        if step % self.config.checkpoint.every == 0 or self._over() or interrupted:
+            self.save()
+
+    def _moment(self, last: bool) -> Moment:
+        return Moment(
+            step=self.budget.step,
+            last=last,
+            model=self.model,
+            device=self.device,
+            precision=self.precision,
+            seed=self.config.seed,
+            log=self.log,
+            weights=self.average.used if self.average is not None else contextlib.nullcontext,
+        )
+
+    def log(self, row: Row) -> None:
+        """Hands a row to metrics.jsonl and to the hooks."""
+        self._log(row)
+        for hook in self.hooks:
+            hook.logged(row)
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self._log({"step": self.budget.step, "note": text})
+
+    def save(self) -> None:
+        """Writes a checkpoint of this moment."""
+        weights, ties = weights_of(self.model)
+        extra = {"positions": torch.tensor(self.budget.positions, dtype=torch.float64)}
+        if self.average is not None:
+            extra |= {f"average/{name}": value for name, value in self.average.state().items()}
+        for hook in self.hooks:
+            extra |= {f"hooks/{hook.name}/{name}": value for name, value in hook.tensors().items()}
+        state = {
+            "identity": self._identity(),
+            "environment": self._environment(),
+            "budget": self.budget.state(),
+            "window": self.window.state(),
+            "hooks": {hook.name: hook.state() for hook in self.hooks},
+            "stopped": self.stopped,
+        }
+        self.checkpoints.save(Snapshot(self.budget.step, weights, self.optimizer.state(), extra, state, ties))
+
+    # -- finish ----------------------------------------------------------------------------------------------------
+
+    def finish(self) -> Row:
+        """Gives the model its final weights (averaged, or best, where asked) and returns the result."""
+        if self.average is not None:
+            self.average.adopt()
+        result: Row = {
+            "steps": self.budget.step,
+            "training_seconds": round(self.budget.seconds, 3),
+            **self.window.totals(),
+            **self._environment(),
+            "parameters": sum(weight.numel() for weight in self.optimizer.parameters),
+            "stopped": self.stopped or "budget spent",
+            "notes": self.notes,
+        }
+        for hook in self.hooks:
+            result |= hook.finish(self.model)
+        self.model.eval()
+        return result
+
+
+def _replayed(config: BudgetConfig) -> list[float] | None:
+    return None if config.replay is None else read_snapshot(config.replay).extra["positions"].tolist()
+
+
+def _under(prefix: str, values: Row) -> Row:
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
