@@ -160,8 +160,10 @@ def lines(
         yield from close(position)
 
 
-def whole(path: Path, quarantine: Quarantine, language: str = "", max_bytes: int = 1 << 28) -> bytes:
-    """The bytes of a file that is parsed as one (a catalog), as far as they can be read; a break is quarantined."""
+def whole(
+    path: Path, quarantine: Quarantine, language: str = "", max_bytes: int = 1 << 28
+) -> tuple[bytes, bool]:
+    """The bytes of a file that is parsed as one, and whether that is all of it; a break is quarantined."""
     held: list[bytes] = []
     length = 0
     try:
@@ -172,7 +174,8 @@ def whole(path: Path, quarantine: Quarantine, language: str = "", max_bytes: int
             held.append(chunk)
     except Break as error:
         quarantine.broke(path, str(error), row=None, offset=length, data=b"", language=language)
-    return b"".join(held)
+        return b"".join(held), False
+    return b"".join(held), True
 
 
 def extension(path: Path) -> str:

@@ -22,6 +22,8 @@ from nalanda.corpus.quarantine import Quarantine
 from nalanda.corpus.sources import Input
 
 _CHARSET = re.compile(rb"charset=([\w.:-]+)", re.I)
+# Python's, but no file's; some of them make text that no UTF-8 can hold.
+_NO_CHARSETS = ("utf-7", "unicode_escape", "raw_unicode_escape", "idna", "punycode", "undefined")
 _ESCAPE = re.compile(r"\\(?:([abfnrtv\\\"'?])|([0-7]{1,3})|x([0-9A-Fa-f]{1,2})|(.?))", re.S)
 _ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _KEYWORD = re.compile(r'(msgctxt|msgid_plural|msgid|msgstr)\s*(?:\[\s*(\d+)\s*\])?\s*(".*)', re.S)
@@ -61,7 +63,7 @@ class Damage:
 
 def read_gettext(file: Input, quarantine: Quarantine, origin: str = "") -> Iterator[Document]:
     """The pairs of a catalog; the header is no row. Fuzzy and obsolete ones carry `meta["flag"]`."""
-    data = whole(file.path, quarantine, file.target_language)
+    data, _ = whole(file.path, quarantine, file.target_language)
     parse = parse_mo if extension(file.path) in (".mo", ".gmo") else parse_po
     for entry in parse(data):
         if isinstance(entry, Damage):
@@ -95,9 +97,11 @@ def _codec(header: bytes) -> str:
     """The charset that a catalog's header names; UTF-8 where it names none, or the template's CHARSET."""
     found = _CHARSET.search(header)
     try:
-        return codecs.lookup(found.group(1).decode("ascii")).name if found else "utf-8"
-    except LookupError:
+        name = codecs.lookup(found.group(1).decode("ascii")).name if found else "utf-8"
+        b"".decode(name)  # refuses codecs that are none of text
+    except (LookupError, UnicodeError):
         return "utf-8"
+    return "utf-8" if name in _NO_CHARSETS else name
 
 
 def parse_mo(data: bytes) -> Iterator[Entry | Damage]:
@@ -128,8 +132,8 @@ def parse_mo(data: bytes) -> Iterator[Entry | Damage]:
             continue
         try:
             yield _binary_entry(index + 1, offset, original.decode(codec), translation.decode(codec))
-        except UnicodeDecodeError as error:
-            reason = f"not {codec.upper()} at byte {error.start} of its text"
+        except UnicodeError as error:
+            reason = f"not {codec.upper()}: {error}"
             yield Damage(index + 1, offset, reason, original + b"\0" + translation)
 
 
@@ -158,10 +162,8 @@ def parse_po(data: bytes) -> Iterator[Entry | Damage]:
     for row, offset, block in _blocks(data):
         try:
             entry = _text_entry(row, offset, [line.decode(codec) for line in block])
-        except UnicodeDecodeError as error:
-            yield Damage(
-                row, offset, f"not {codec.upper()} (0x{error.object[error.start]:02x})", b"\n".join(block)
-            )
+        except UnicodeError as error:
+            yield Damage(row, offset, f"not {codec.upper()}: {error}", b"\n".join(block))
         except _Bad as error:
             yield Damage(row, offset, str(error), b"\n".join(block))
         else:
@@ -173,7 +175,7 @@ def _blocks(data: bytes) -> Iterator[tuple[int, int, list[bytes]]]:
     """Lines that belong to one entry: it ends at a blank line, or where the next comment or msgid begins."""
     block: list[bytes] = []
     row = offset = start = first = 0
-    translated = opened = False  # whether the block has come to msgstr; to msgctxt or msgid
+    translated = False  # whether the block has come to its msgstr
     for row, raw in enumerate(data.split(b"\n"), start=1):
         line = raw.rstrip(b"\r")
         bare = line.lstrip().removeprefix(b"#~").lstrip()
@@ -181,13 +183,12 @@ def _blocks(data: bytes) -> Iterator[tuple[int, int, list[bytes]]]:
         comment = bare.startswith(b"#") and not bare.startswith(b"#~")
         if block and (not line.strip() or (translated and (opens or comment))):
             yield first, start, block
-            block, translated, opened = [], False, False
+            block, translated = [], False
         if line.strip():
             if not block:
                 first, start = row, offset
             block.append(line)
             translated = translated or bare.startswith(b"msgstr")
-            opened = opened or opens
         offset += len(raw) + 1
     if block:
         yield first, start, block
@@ -255,5 +256,8 @@ def _unescape(match: re.Match[str]) -> str:
     if letter:
         return _ESCAPES.get(letter, letter)
     if octal or hexadecimal:
-        return chr(int(octal, 8) if octal else int(hexadecimal, 16))
+        value = int(octal, 8) if octal else int(hexadecimal, 16)
+        if value > 0x7F:  # a byte of a character in the file's charset, of which the escape holds one part
+            raise _Bad(f"a byte that is no character by itself: {match.group()}")
+        return chr(value)
     return "\\" + other

@@ -34,7 +34,7 @@ def _originals(source: MessagesSource, file: Input) -> dict[str, Any]:
     path = expand(source.source_path or "", file.target_language)[0]
     quarantine = Quarantine()
     try:
-        messages = _parse(whole(path, quarantine))
+        messages = dict(_parse(whole(path, quarantine)[0]))
     except BadRow as error:
         raise DataError(f"{path}: {error}") from None
     if quarantine.damaged:
@@ -42,14 +42,14 @@ def _originals(source: MessagesSource, file: Input) -> dict[str, Any]:
     return messages
 
 
-def _parse(data: bytes) -> dict[str, Any]:
-    """{dotted key: value} of every message. Raises BadRow where the file as a whole is not one of messages."""
+def _parse(data: bytes) -> list[tuple[str, Any]]:
+    """(dotted key, value) of every message. Raises BadRow where the file as a whole is not one of messages."""
     text = decode(data.removeprefix(b"\xef\xbb\xbf"))
     try:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise BadRow(f"a JSON {type(values).__name__}, expected an object of messages")
-        return dict(_flatten(values, ""))
+        return list(_flatten(values, ""))
     except (json.JSONDecodeError, RecursionError) as error:
         raise BadRow(f"not JSON: {error}") from None
 
@@ -77,7 +77,9 @@ def read_messages(source: MessagesSource, file: Input, quarantine: Quarantine) -
     """The messages of one file, with their English where the source names a file for it."""
     group = file.target_language or file.language
     originals = _originals(source, file) if source.source_path is not None else {}
-    data = whole(file.path, quarantine, group)
+    data, complete = whole(file.path, quarantine, group)
+    if not complete:
+        return
     try:
         messages = _parse(data)
     except BadRow as error:
@@ -85,12 +87,12 @@ def read_messages(source: MessagesSource, file: Input, quarantine: Quarantine) -
         quarantine.damaged.append(f"{file.path}: {error}")
         quarantine.add(file.path, str(error), offset=0, data=data, language=group)
         return
-    for row, key in enumerate(messages, start=1):
+    for row, (key, message) in enumerate(messages, start=1):
         quarantine.saw()
         identity = f"{quarantine.source}:{file.name}:{key}"
         origin = source.origin or quarantine.source
         try:
-            text = text_field(messages, key)
+            text = text_field({key: message}, key)
             if source.source_path is None:
                 yield Document(text, identity, file.language, origin=origin)
                 continue
@@ -99,5 +101,5 @@ def read_messages(source: MessagesSource, file: Input, quarantine: Quarantine) -
             flag = {} if found else {"flag": "no_source"}
             yield Document(original, identity, file.language, text, file.target_language, origin, flag)
         except BadRow as error:
-            value = json.dumps({key: messages[key]}).encode("ascii")
+            value = json.dumps({key: message}).encode("ascii")
             quarantine.add(file.path, str(error), row=row, data=value, language=group)

@@ -86,7 +86,9 @@ def _read_text(source: TextSource, file: Input, quarantine: Quarantine) -> Itera
     elif source.unit == "paragraph":
         rows = _paragraphs(source, file, quarantine)
     else:
-        data = whole(file.path, quarantine, file.language, source.max_row_bytes)
+        data, complete = whole(file.path, quarantine, file.language, source.max_row_bytes)
+        if not complete:
+            return
         quarantine.saw()
         rows = iter([Line(1, 0, data.removeprefix(b"\xef\xbb\xbf"))])
     name, origin = quarantine.source, source.origin or quarantine.source

@@ -211,11 +211,11 @@ class Input(NamedTuple):
 def expand(template: str, language: str = "") -> list[Path]:
     """The files that a path with variables and wildcards means, sorted. Raises DataError where there is none."""
     text = os.path.expanduser(os.path.expandvars(template.replace("{language}", language)))
-    if "$" in text and "$" in template:
-        raise DataError(f"{template}: the environment variable in this path is not set")
     path = Path(text)
     if path.is_file():
         return [path]
+    if "$" in text:
+        raise DataError(f"{template}: the environment variable in this path is not set")
     found = [Path(name) for name in sorted(glob.glob(text, recursive=True)) if Path(name).is_file()]
     if found:
         return found

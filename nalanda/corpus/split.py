@@ -30,7 +30,7 @@ SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 
 class SplitConfig(Config):
-    """Residues of the hash that are test and dev. Training rows with Jaccard >= `near` to one are filtered (0: none)."""
+    """Residues of the hash that are test and dev. Training rows at Jaccard >= `near` to them go (0: none go)."""
 
     modulo: int = Field(default=50, ge=1)
     test: tuple[int, ...] = (7,)

@@ -134,14 +134,14 @@ def _extend(taken: list[Line], ahead: list[Line], waiting: Iterator[Line], limit
 def _cells(text: str, style: dict[str, Any]) -> list[str] | None:
     """The cells of one row; None where a quoted field is still open. Raises BadRow."""
     try:
-        parsed = list(
-            csv.reader(text.split("\n") if "\n" not in text else text.splitlines(keepends=True), **style)
-        )
+        parsed = list(csv.reader([line + "\n" for line in text.split("\n")], **style))
     except csv.Error as error:
         if "unexpected end of data" in str(error):
             return None
         raise BadRow(f"not a row of this table: {error}") from None
-    return parsed[0] if len(parsed) == 1 else None
+    if len(parsed) != 1:
+        raise BadRow("a line end outside quotes")
+    return parsed[0]
 
 
 def _parquet(path: Path) -> pq.ParquetFile:

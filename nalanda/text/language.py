@@ -118,12 +118,20 @@ def script_of(code: str) -> str:
     return LANGUAGES[code].script if code in LANGUAGES else code.partition("_")[2]
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _script_name(character: str) -> str:
-    """The first words of a letter's or mark's Unicode name; empty for what belongs to no script."""
-    if unicodedata.category(character)[0] not in "LM":
-        return ""
-    return unicodedata.name(character, "")
+class _Letters(dict[str, tuple[int, int]]):
+    """For each character met: whether it is a letter or mark of the script, and whether it is one of any."""
+
+    def __init__(self, script: str) -> None:
+        self.prefix = str(_table()["scripts"].get(script, "no script begins so"))
+
+    def __missing__(self, character: str) -> tuple[int, int]:
+        name = unicodedata.name(character, "") if unicodedata.category(character)[0] in "LM" else ""
+        found = bool(name) and not name.startswith("COMBINING")
+        self[character] = (int(found and name.startswith(self.prefix)), int(found))
+        return self[character]
+
+
+_letters = functools.cache(_Letters)
 
 
 def script_letters(text: str, script: str) -> tuple[int, int]:
@@ -131,11 +139,10 @@ def script_letters(text: str, script: str) -> tuple[int, int]:
 
     Marks that serve every script (`COMBINING ACUTE ACCENT`) count in neither.
     """
-    prefix = str(_table()["scripts"].get(script, ""))
+    letters = _letters(script)
     inside = total = 0
     for character in text:
-        name = _script_name(character)
-        if name and not name.startswith("COMBINING"):
-            total += 1
-            inside += bool(prefix) and name.startswith(prefix)
+        one, any_script = letters[character]
+        inside += one
+        total += any_script
     return inside, total

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import re
-import sys
 import unicodedata
 
 # Accents that any script may carry. Python's \\W breaks words at them, and so do keys of Latin text, by their
@@ -28,9 +27,8 @@ def _not_word_or_mark() -> re.Pattern[str]:
     """Runs of what is neither a word character nor a combining mark that belongs to a script."""
     points = [
         point
-        for point in range(sys.maxunicode + 1)
+        for point in range(0x20000)  # beyond are ideographs and variation selectors
         if unicodedata.category(chr(point))[0] == "M"
-        and point < 0xE0000
         and not any(low <= point <= high for low, high in _GENERAL_MARKS)
     ]
     ranges: list[list[int]] = []
