@@ -1,0 +1,126 @@
+"""What a recipe writes to describe a model of one's own; every layer is alike, and `build_spec` spells them out.
+
+model: {kind: encoder_decoder, layers: 3, hidden: 192, heads: 4, inner: 768, position: rotary}
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from nalanda.config import Config
+from nalanda.nn.spec import (
+    Activation,
+    AttentionSpec,
+    BlockSpec,
+    FeedForwardSpec,
+    NormSpec,
+    PositionSpec,
+    Probability,
+    Spec,
+)
+
+
+class ModelConfig(Config):
+    """A model with random weights. Defaults are a small modern network that trains without long warm-up."""
+
+    kind: Literal["encoder", "decoder", "encoder_decoder"] = "encoder_decoder"
+    layers: int = Field(default=3, gt=0, description="blocks of each stack")
+    decoder_layers: int | None = Field(
+        default=None, gt=0, description="blocks of an encoder-decoder's decoder; None: layers"
+    )
+    hidden: int = Field(default=192, gt=0, description="width of the residual stream")
+    heads: int = Field(default=4, gt=0)
+    kv_heads: int | None = Field(
+        default=None, gt=0, description="fewer than heads: grouped queries; None: heads"
+    )
+    head_dim: int | None = Field(default=None, gt=0, description="None: hidden / heads")
+    inner: int | None = Field(
+        default=None, gt=0, description="feed-forward width; None: 4 hidden, or 8/3 hidden (glu)"
+    )
+    activation: Activation = "gelu"
+    feedforward: Literal["mlp", "glu"] = "mlp"
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = Field(default=1e-5, gt=0)
+    norm_place: Literal["pre", "post"] = "pre"
+    bias: bool = Field(default=False, description="of projections, feed-forward and LayerNorm")
+    qk_norm: bool = False
+    window: int | None = Field(
+        default=None, gt=0, description="self-attention sees places nearer than this; None: all"
+    )
+    position: Literal["none", "learned", "sinusoidal", "rotary", "relative"] = "rotary"
+    cross_rotary: bool = Field(default=False, description="rotary positions in cross-attention as well")
+    max_length: int = Field(default=1024, gt=0, description="longest sequence, in tokens")
+    theta: float = Field(default=10_000.0, gt=0, description="rotary and sinusoidal: base of the wavelengths")
+    dropout: Probability = Field(default=0.0, description="of embeddings and of each sub-layer's output")
+    attention_dropout: Probability = 0.0
+    tie_embeddings: bool = True
+    scale_embeddings: bool = False
+    token_types: int = Field(default=0, ge=0, description="BERT's sentence A/B embeddings: 2")
+    embedding_norm: bool = False
+    init: Literal["normal", "scaled"] = "normal"
+    init_std: float = Field(default=0.02, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelConfig:
+        if self.decoder_layers is not None and self.kind != "encoder_decoder":
+            raise ValueError(f"decoder_layers is for kind encoder_decoder; kind {self.kind} has layers only")
+        if self.cross_rotary and (self.kind != "encoder_decoder" or self.position != "rotary"):
+            raise ValueError("cross_rotary needs kind encoder_decoder and position rotary")
+        build_spec(self, vocabulary=1)
+        return self
+
+
+def build_spec(config: ModelConfig, vocabulary: int) -> Spec:
+    """The network that `config` describes, over a vocabulary of `vocabulary` tokens."""
+    norm = NormSpec(kind=config.norm, eps=config.norm_eps, bias=config.bias)
+    attention = AttentionSpec(
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        bias=config.bias,
+        window=config.window,
+        dropout=config.attention_dropout,
+        rotary=config.position == "rotary",
+        qk_norm=NormSpec(kind="rms", eps=config.norm_eps) if config.qk_norm else None,
+    )
+    block = BlockSpec(
+        attention=attention,
+        feedforward=FeedForwardSpec(
+            kind=config.feedforward, inner=_inner(config), activation=config.activation, bias=config.bias
+        ),
+        norm=norm,
+        norm_place=config.norm_place,
+        dropout=config.dropout,
+    )
+    cross = attention.model_copy(update={"rotary": config.cross_rotary, "window": None})
+    position = PositionSpec(kind=config.position, max_length=config.max_length, theta=config.theta)
+    decoder_block = block.model_copy(update={"cross": cross}) if config.kind == "encoder_decoder" else block
+    encoder = () if config.kind == "decoder" else (block,) * config.layers
+    decoder = () if config.kind == "encoder" else (decoder_block,) * (config.decoder_layers or config.layers)
+    return Spec(
+        vocabulary=vocabulary,
+        hidden=config.hidden,
+        encoder=encoder,
+        decoder=decoder,
+        encoder_position=position,
+        decoder_position=position,
+        tie_embeddings=config.tie_embeddings,
+        scale_embeddings=config.scale_embeddings,
+        token_types=config.token_types,
+        embedding_norm=norm if config.embedding_norm else None,
+        embedding_dropout=config.dropout,
+        final_norm=config.norm_place == "pre",
+        init=config.init,
+        init_std=config.init_std,
+    )
+
+
+def _inner(config: ModelConfig) -> int:
+    """The feed-forward width: glu has three matrices where mlp has two, so 8/3 costs the same; a multiple of 32."""
+    if config.inner is not None:
+        return config.inner
+    if config.feedforward == "mlp":
+        return 4 * config.hidden
+    return -(-8 * config.hidden // 3 // 32) * 32

@@ -1,0 +1,152 @@
+"""Multi-head attention: to the own stream (`SelfAttention`) and to the encoder's (`CrossAttention`).
+
+           x_BTD                                x_BTD        memory_BSD
+             |  qkv (one product)                 | query        | key_value (one product)
+      q_BHTK k_BGTK v_BGTK                      q_BHTK      k_BGSK v_BGSK
+       |  norm, rotate  |                          |  norm, rotate  |
+       `--- attend -----'  mask from mask.py       `---- attend ----'
+               |  output                                  |  output
+
+Grouped queries: H query heads share G key/value heads (Ainslie et al. 2023).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nalanda.nn.cache import LayerCache
+from nalanda.nn.linear import Linear
+from nalanda.nn.mask import AttentionMask
+from nalanda.nn.norm import build_norm
+from nalanda.nn.position import Tables, rotate
+from nalanda.nn.spec import AttentionSpec
+
+
+def attend(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: AttentionMask, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """softmax(q k^T * scale + bias) v, B x H x T x K; softmax in fp32. A query that may see nothing gets zeros."""
+    return F.scaled_dot_product_attention(
+        q_BHTK,
+        k_BGSK,
+        v_BGSK,
+        attn_mask=mask.bias,
+        dropout_p=dropout,
+        is_causal=mask.causal,
+        scale=scale,
+        enable_gqa=q_BHTK.shape[1] != k_BGSK.shape[1],
+    )
+
+
+def attention_map(q_BHTK: Tensor, k_BGSK: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+    """The weights that `attend` gives to values, B x H x T x S fp32: for looking at, not for speed."""
+    k_BHSK = k_BGSK.repeat_interleave(q_BHTK.shape[1] // k_BGSK.shape[1], dim=1)
+    score = (q_BHTK.float() * scale) @ k_BHSK.float().transpose(-1, -2)
+    if mask.causal:
+        score = score.masked_fill(torch.ones_like(score, dtype=torch.bool).triu(1), -torch.inf)
+    if mask.bias is not None:
+        score = score + mask.bias.float()
+    return score.softmax(-1).nan_to_num(0.0)
+
+
+class _Attention(nn.Module):
+    """What both kinds share: sizes, head norms, output projection."""
+
+    def __init__(self, spec: AttentionSpec, hidden: int) -> None:
+        super().__init__()
+        self.heads, self.groups, self.dim = spec.heads, spec.groups, spec.dim(hidden)
+        self.scale = spec.scale if spec.scale is not None else self.dim**-0.5
+        self.dropout = spec.dropout
+        self.rotary = spec.rotary
+        self.query_norm = build_norm(spec.qk_norm, self.dim) if spec.qk_norm is not None else None
+        self.key_norm = build_norm(spec.qk_norm, self.dim) if spec.qk_norm is not None else None
+        output_bias = spec.bias if spec.output_bias is None else spec.output_bias
+        self.output = Linear(self.heads * self.dim, hidden, output_bias, residual=True)
+
+    def _attend(
+        self, q_BTHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: AttentionMask, maps: list[Tensor] | None
+    ) -> Tensor:
+        q_BHTK = q_BTHK.transpose(1, 2)
+        if maps is not None:
+            maps.append(attention_map(q_BHTK, k_BGSK, mask, self.scale))
+        dropout = self.dropout if self.training else 0.0
+        x_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask, self.scale, dropout)
+        return self.output(x_BHTK.transpose(1, 2).flatten(2))
+
+
+class SelfAttention(_Attention):
+    """Attention of a stream to itself. The rows of `qkv` are queries (head by head), keys, values."""
+
+    def __init__(self, spec: AttentionSpec, hidden: int) -> None:
+        super().__init__(spec, hidden)
+        self.qkv = Linear(hidden, (self.heads + 2 * self.groups) * self.dim, spec.bias)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        mask: AttentionMask,
+        tables: Tables | None,
+        cache: LayerCache | None,
+        maps: list[Tensor] | None,
+    ) -> Tensor:
+        """B x T x D. `tables` are rotary's; `cache` takes the new keys and values; `maps` collects attention maps."""
+        heads, groups = self.heads, self.groups
+        qkv = self.qkv(x_BTD).unflatten(-1, (heads + 2 * groups, self.dim))
+        qk, v = qkv.split([heads + groups, groups], dim=2)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = qk.split([heads, groups], dim=2)
+            qk = torch.cat([self.query_norm(q), self.key_norm(k)], dim=2).to(v.dtype)
+        if self.rotary and tables is not None:
+            qk = rotate(qk, tables)
+        q, k = qk.split([heads, groups], dim=2)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        return self._attend(q, k, v, mask, maps)
+
+
+class CrossAttention(_Attention):
+    """Attention of a decoder's stream to the encoder's output. The rows of `key_value` are keys, then values."""
+
+    def __init__(self, spec: AttentionSpec, hidden: int) -> None:
+        super().__init__(spec, hidden)
+        self.query = Linear(hidden, self.heads * self.dim, spec.bias)
+        self.key_value = Linear(hidden, 2 * self.groups * self.dim, spec.bias)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BSD: Tensor | None,
+        mask: AttentionMask,
+        tables: Tables | None,
+        memory_tables: Tables | None,
+        cache: LayerCache | None,
+        maps: list[Tensor] | None,
+    ) -> Tensor:
+        """B x T x D. With a `cache`, the source's keys and values are worked out once, in the first call."""
+        q = self.query(x_BTD).unflatten(-1, (self.heads, self.dim))
+        if self.query_norm is not None:
+            q = self.query_norm(q).to(x_BTD.dtype if q.dtype == x_BTD.dtype else q.dtype)
+        if self.rotary and tables is not None:
+            q = rotate(q, tables)
+        if cache is None or cache.cross is None:
+            k, v = self._key_value(memory_BSD, memory_tables)
+            if cache is not None:
+                cache.cross = (k, v)
+        else:
+            k, v = cache.cross
+        return self._attend(q, k, v, mask, maps)
+
+    def _key_value(self, memory_BSD: Tensor | None, tables: Tables | None) -> tuple[Tensor, Tensor]:
+        if memory_BSD is None:
+            raise ValueError(
+                "cross-attention needs the source: give source_ids_BS, memory, or a cache that holds it"
+            )
+        k, v = self.key_value(memory_BSD).unflatten(-1, (2 * self.groups, self.dim)).chunk(2, dim=2)
+        if self.key_norm is not None:
+            k = self.key_norm(k).to(v.dtype)
+        if self.rotary and tables is not None:
+            k = rotate(k, tables)
+        return k.transpose(1, 2), v.transpose(1, 2)

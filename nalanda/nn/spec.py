@@ -1,0 +1,186 @@
+"""The frozen description of a network: everything that `Transformer` and `Model` need to be built, as plain data.
+
+    block = BlockSpec(attention=AttentionSpec(heads=4), feedforward=FeedForwardSpec(inner=768))
+    spec = Spec(vocabulary=4096, hidden=192, decoder=(block,) * 3)            # a small GPT
+
+An encoder has `encoder` blocks only, a decoder `decoder` blocks only, an encoder-decoder both, the decoder's with
+`cross`. A layer may differ from the next. `Spec.to_dict()` is what a saved model's config.json holds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from nalanda.config import Config
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class NormSpec(Config):
+    """A normalization of the hidden axis. `bias` is LayerNorm's shift; RMSNorm has none."""
+
+    kind: Literal["layer", "rms"] = "layer"
+    eps: float = Field(default=1e-5, gt=0)
+    bias: bool = True
+
+
+class AttentionSpec(Config):
+    """Multi-head attention. Whether it is causal is the stack's matter: encoders are not, decoders are."""
+
+    heads: int = Field(gt=0)
+    kv_heads: int | None = Field(
+        default=None, gt=0, description="fewer than heads: grouped queries; None: heads"
+    )
+    head_dim: int | None = Field(default=None, gt=0, description="None: hidden / heads")
+    bias: bool = Field(default=False, description="of the query, key and value projections")
+    output_bias: bool | None = Field(default=None, description="None: as bias")
+    window: int | None = Field(default=None, gt=0, description="sees places nearer than this; None: all")
+    dropout: Probability = 0.0
+    rotary: bool = Field(default=False, description="turn queries and keys by their positions")
+    qk_norm: NormSpec | None = Field(default=None, description="normalize each head's queries and keys")
+    scale: float | None = Field(
+        default=None, gt=0, description="of the scores; None: 1/sqrt(head_dim); T5: 1"
+    )
+
+    @model_validator(mode="after")
+    def _groups(self) -> AttentionSpec:
+        if self.heads % self.groups:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.groups})")
+        return self
+
+    @property
+    def groups(self) -> int:
+        """How many key/value heads there are."""
+        return self.kv_heads or self.heads
+
+    def dim(self, hidden: int) -> int:
+        """The dimension of one head in a network `hidden` wide."""
+        return self.head_dim or hidden // self.heads
+
+
+class FeedForwardSpec(Config):
+    """The position-wise network: `mlp` is act(x W) W', `glu` is (act(x W) * x U) W' (Shazeer 2020)."""
+
+    kind: Literal["mlp", "glu"] = "mlp"
+    inner: int = Field(gt=0)
+    activation: Activation = "gelu"
+    bias: bool = False
+    dropout: Probability = Field(default=0.0, description="of the inner activations")
+
+
+class PositionSpec(Config):
+    """How a stack knows order. `max_length` bounds positions where there is a table (learned, sinusoidal)."""
+
+    kind: Literal["none", "learned", "sinusoidal", "rotary", "relative"] = "none"
+    max_length: int = Field(default=1024, gt=0)
+    theta: float = Field(default=10_000.0, gt=0, description="rotary and sinusoidal: base of the wavelengths")
+    buckets: int = Field(default=32, ge=4, description="relative: number of distance buckets")
+    max_distance: int = Field(default=128, gt=1, description="relative: farther distances share a bucket")
+
+    @property
+    def limit(self) -> int | None:
+        """How many positions there are, or None where any position will do."""
+        return self.max_length if self.kind in ("learned", "sinusoidal") else None
+
+
+class BlockSpec(Config):
+    """One layer: self-attention, cross-attention in an encoder-decoder's decoder, feed-forward."""
+
+    attention: AttentionSpec
+    cross: AttentionSpec | None = None
+    feedforward: FeedForwardSpec
+    norm: NormSpec = NormSpec()
+    norm_place: Literal["pre", "post"] = "pre"
+    dropout: Probability = Field(default=0.0, description="of each sub-layer's output, before it is added")
+
+
+class Spec(Config):
+    """A whole network without its heads."""
+
+    vocabulary: int = Field(gt=0)
+    hidden: int = Field(gt=0)
+    encoder: tuple[BlockSpec, ...] = ()
+    decoder: tuple[BlockSpec, ...] = ()
+    encoder_position: PositionSpec = PositionSpec()
+    decoder_position: PositionSpec = PositionSpec()
+    tie_embeddings: bool = Field(default=True, description="the token head uses the embedding matrix")
+    scale_embeddings: bool = Field(default=False, description="multiply embeddings by sqrt(hidden)")
+    token_types: int = Field(default=0, ge=0, description="BERT's sentence A/B embeddings")
+    embedding_norm: NormSpec | None = None
+    embedding_dropout: Probability = 0.0
+    final_norm: bool = Field(default=True, description="normalize a stack's output, as its last block does")
+    init: Literal["normal", "scaled"] = Field(default="normal", description="see nn/initialize.py")
+    init_std: float = Field(default=0.02, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Spec:
+        if not self.encoder and not self.decoder:
+            raise ValueError("a network needs at least one encoder or decoder block")
+        for name, blocks, position in self.stacks():
+            for index, block in enumerate(blocks):
+                _check_block(f"{name}[{index}]", block, self.hidden, position)
+            _check_shared(name, blocks, self.hidden, position)
+        if any(block.cross for block in self.encoder):
+            raise ValueError("encoder blocks have no cross-attention")
+        if any((block.cross is None) is bool(self.encoder) for block in self.decoder):
+            raise ValueError("decoder blocks have cross-attention exactly where there is an encoder")
+        return self
+
+    def stacks(self) -> list[tuple[str, tuple[BlockSpec, ...], PositionSpec]]:
+        """Name, blocks and positions of each stack that has blocks."""
+        both = [
+            ("encoder", self.encoder, self.encoder_position),
+            ("decoder", self.decoder, self.decoder_position),
+        ]
+        return [stack for stack in both if stack[1]]
+
+
+def _check_block(place: str, block: BlockSpec, hidden: int, position: PositionSpec) -> None:
+    for name, attention in (("attention", block.attention), ("cross", block.cross)):
+        if attention is None:
+            continue
+        if attention.head_dim is None and hidden % attention.heads:
+            raise ValueError(
+                f"{place}.{name}: hidden ({hidden}) must be a multiple of heads ({attention.heads})"
+            )
+        if attention.rotary and position.kind != "rotary":
+            raise ValueError(f"{place}.{name}: rotary attention needs the stack's position kind 'rotary'")
+        if attention.rotary and attention.dim(hidden) % 2:
+            raise ValueError(f"{place}.{name}: rotary needs an even head_dim, not {attention.dim(hidden)}")
+    if block.cross is not None and block.cross.window is not None:
+        raise ValueError(f"{place}.cross: cross-attention has no window")
+
+
+def _check_shared(name: str, blocks: tuple[BlockSpec, ...], hidden: int, position: PositionSpec) -> None:
+    attentions = [a for block in blocks for a in (block.attention, block.cross) if a is not None]
+    if len({a.dim(hidden) for a in attentions if a.rotary}) > 1:
+        raise ValueError(f"{name}: its rotary attentions share one table, so they need one head_dim")
+    if position.kind == "relative" and len({block.attention.heads for block in blocks}) > 1:
+        raise ValueError(f"{name}: its blocks share the relative bias, so they need one number of heads")
+
+
+class TokensHeadSpec(Config):
+    """Logits over the vocabulary. `transform` is BERT's dense layer, activation and norm before them."""
+
+    kind: Literal["tokens"] = "tokens"
+    bias: bool = False
+    transform: bool = False
+    activation: Activation = "gelu"
+    norm: NormSpec = NormSpec()
+    scale: float = Field(default=1.0, gt=0, description="of the hidden states; T5 tied: hidden ** -0.5")
+
+
+class SequenceHeadSpec(Config):
+    """Logits over classes from one place of each row: its first token, or its last."""
+
+    kind: Literal["sequence"] = "sequence"
+    classes: int = Field(gt=0)
+    place: Literal["first", "last"] = "first"
+    pooler: bool = Field(default=True, description="a dense layer and tanh before the classes (BERT)")
+    dropout: Probability = 0.0
+
+
+HeadSpec = Annotated[TokensHeadSpec | SequenceHeadSpec, Field(discriminator="kind")]
