@@ -17,7 +17,9 @@ from nalanda.base.errors import DataError
 from nalanda.corpus.quarantine import Quarantine
 
 _CHUNK = 1 << 18
-_PIECE = 1 << 10  # of a .zst: what one damaged piece may take with it
+_PIECE = (
+    1 << 8
+)  # of a .zst: 64 blocks at most, so 8 MiB, is what it can unpack to, and what damage takes along
 _SAMPLE = 1 << 16
 MAX_ROW_BYTES = 1 << 24
 
@@ -57,7 +59,8 @@ def _gunzip(packed: Iterator[bytes]) -> Iterator[bytes]:
         while data:
             if stream.eof:
                 data = data.lstrip(b"\0")  # some writers pad the file's end with zeros
-                stream, started = zlib.decompressobj(wbits=31), False
+                if data:
+                    stream, started = zlib.decompressobj(wbits=31), False
                 continue
             started = True
             before = stream.copy()
