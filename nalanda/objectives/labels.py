@@ -37,7 +37,8 @@ class LabelsConfig(Config):
 
     def of_hidden(self, model: HeadedModel, hidden_BTD: Tensor, batch: Batch) -> Loss:
         """The same from hidden states that another objective shares."""
-        logits_BC = model.logits(hidden_BTD, self.head).float()
+        logits_BC = model.logits(hidden_BTD, self.head)
+        logits_BC = logits_BC if logits_BC.dtype == torch.float64 else logits_BC.float()
         labels_B, weight_B = batch["labels"], label_weight(batch)
         with torch.autocast(logits_BC.device.type, enabled=False):
             known_B = torch.where(weight_B != 0, labels_B, 0)  # a label without weight may be anything
