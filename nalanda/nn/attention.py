@@ -82,6 +82,8 @@ class SelfAttention(_Attention):
     def __init__(self, spec: AttentionSpec, hidden: int) -> None:
         super().__init__(spec, hidden)
         self.qkv = Linear(hidden, (self.heads + 2 * self.groups) * self.dim, spec.bias)
+        rows = self.heads * self.dim, self.groups * self.dim, self.groups * self.dim
+        self.fused_rows = {"qkv.weight": rows}  # for optimizers that treat each matrix by itself
 
     def forward(
         self,
@@ -114,6 +116,7 @@ class CrossAttention(_Attention):
         super().__init__(spec, hidden)
         self.query = Linear(hidden, self.heads * self.dim, spec.bias)
         self.key_value = Linear(hidden, 2 * self.groups * self.dim, spec.bias)
+        self.fused_rows = {"key_value.weight": (self.groups * self.dim,) * 2}
 
     def forward(
         self,

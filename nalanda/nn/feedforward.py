@@ -45,6 +45,7 @@ class GLU(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[spec.activation]
         self.gate_up = Linear(hidden, 2 * spec.inner, spec.bias)
+        self.fused_rows = {"gate_up.weight": (spec.inner, spec.inner)}
         self.dropout = Dropout(spec.dropout)
         self.output = Linear(spec.inner, hidden, spec.bias, residual=True)
 

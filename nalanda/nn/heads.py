@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nalanda.nn.dropout import Dropout
@@ -35,11 +36,16 @@ class LanguageModelHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """... x V logits from ... x D hidden states: pass only the places that are needed."""
+        features, weight, bias = self.affine(hidden)
+        return F.linear(features, weight, bias)
+
+    def affine(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The last product's factors, features, weight and bias: a loss takes the logits in chunks."""
         if self.transform is not None and self.norm is not None:
             hidden = self.norm(self.activation(self.transform(hidden)))
         if self.scale != 1.0:
             hidden = hidden * self.scale
-        return self.output(hidden)
+        return hidden, self.output.weight, self.output.bias
 
 
 class SequenceHead(nn.Module):

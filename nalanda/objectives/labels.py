@@ -33,11 +33,11 @@ class LabelsConfig(Config):
 
     def __call__(self, model: HeadedModel, batch: Batch, totals: dict[str, float]) -> Loss:
         """The summed cross-entropy over the batch."""
-        return self.of_hidden(model, model(batch).hidden, batch)
+        return self.of_hidden(model, model(batch).hidden_BTD, batch)
 
     def of_hidden(self, model: HeadedModel, hidden_BTD: Tensor, batch: Batch) -> Loss:
         """The same from hidden states that another objective shares."""
-        logits_BC = model.logits(hidden_BTD, self.head)
+        logits_BC = model.logits(hidden_BTD, self.head, batch["segments"])
         logits_BC = logits_BC if logits_BC.dtype == torch.float64 else logits_BC.float()
         labels_B, weight_B = batch["labels"], label_weight(batch)
         with torch.autocast(logits_BC.device.type, enabled=False):

@@ -35,7 +35,8 @@ class Loss:
 class HeadedModel(Protocol):
     """What an objective needs of a model: hidden states of a batch, and its heads by name.
 
-    `heads` maps names to modules (`torch.nn.ModuleDict`): calling one gives logits of its input states.
+    A call gives an output with `hidden_BTD`. `heads` maps names to modules; the one over the vocabulary splits its
+    last product by `affine(hidden) -> features, weight, bias`.
     """
 
     @property
@@ -43,7 +44,7 @@ class HeadedModel(Protocol):
 
     def __call__(self, batch: Batch) -> Any: ...
 
-    def logits(self, hidden: Tensor, head: str = ...) -> Tensor: ...
+    def logits(self, hidden: Tensor, head: str = ..., segments_BT: Tensor | None = ...) -> Tensor: ...
 
 
 class Objective(Protocol):

@@ -33,7 +33,7 @@ class MlmNextSentenceConfig(Config):
 
     def __call__(self, model: HeadedModel, batch: Batch, totals: dict[str, float]) -> Loss:
         """Both sums, from one forward pass."""
-        hidden_BTD = model(batch).hidden
+        hidden_BTD = model(batch).hidden_BTD
         tokens = self.tokens.of_hidden(model, hidden_BTD, batch)
         sentence = self.next_sentence.of_hidden(model, hidden_BTD, batch)
         terms = {name: term * self.next_sentence_weight for name, term in sentence.terms.items()}

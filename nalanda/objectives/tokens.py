@@ -8,7 +8,7 @@ the head, and never more than a chunk of them at once.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -37,14 +37,14 @@ class TokensConfig(Config):
 
     def __call__(self, model: HeadedModel, batch: Batch, totals: dict[str, float]) -> Loss:
         """The summed cross-entropy over the batch."""
-        return self.of_hidden(model, model(batch).hidden, batch)
+        return self.of_hidden(model, model(batch).hidden_BTD, batch)
 
     def of_hidden(self, model: HeadedModel, hidden_BTD: Tensor, batch: Batch) -> Loss:
         """The same from hidden states that another objective shares."""
         place_N = batch["target_weight"].reshape(-1).nonzero().squeeze(1)
         weight_N = batch["target_weight"].reshape(-1)[place_N]
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, place_N)
-        features_ND, weight_VD, bias_V = affine(model.heads["tokens"], hidden_ND)
+        features_ND, weight_VD, bias_V = model.heads["tokens"].affine(hidden_ND)
         loss, nll, correct = linear_cross_entropy(
             features_ND,
             weight_VD,
@@ -57,8 +57,3 @@ class TokensConfig(Config):
         )
         count = weight_N.sum(dtype=torch.float32)
         return Loss({"tokens": loss}, {"nll": (nll, count), "accuracy": (correct, count)})
-
-
-def affine(head: Any, hidden_ND: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A head's last matrix with what is fed to it: logits = features @ weight.T + bias."""
-    return head.affine(hidden_ND)

@@ -21,7 +21,7 @@ V, D = 7, 4
 
 @dataclass
 class Output:
-    hidden: Tensor
+    hidden_BTD: Tensor
 
 
 class Head(nn.Linear):
@@ -51,7 +51,7 @@ class Tiny(nn.Module):
         self.passes += 1
         return Output(self.embedding(batch["ids"]))
 
-    def logits(self, hidden: Tensor, head: str = "tokens") -> Tensor:
+    def logits(self, hidden: Tensor, head: str = "tokens", segments_BT: Tensor | None = None) -> Tensor:
         return self.heads[head](hidden)
 
 

@@ -21,7 +21,7 @@ VOCABULARY, HIDDEN = 13, 8
 
 @dataclass
 class Output:
-    hidden: Tensor
+    hidden_BTD: Tensor
 
 
 class Head(nn.Module):
@@ -58,7 +58,7 @@ class Toy(nn.Module):
         x = self.embedding(batch["ids"])
         return Output(self.norm(x + self.dropout(self.down(torch.relu(self.up(x))))))
 
-    def logits(self, hidden: Tensor, head: str = "tokens") -> Tensor:
+    def logits(self, hidden: Tensor, head: str = "tokens", segments_BT: Tensor | None = None) -> Tensor:
         return self.heads[head](hidden)
 
 

@@ -66,7 +66,7 @@ def test_state_goes_round_and_names_what_does_not_fit(toy: Any, toy_batch: Any) 
     for config in (AdamWConfig(), MuonConfig()):
         model = toy()
         optimizer = Optimizer(config, model)
-        (model(toy_batch(2, 3, 0)).hidden.square().sum() + model.heads["tokens"].weight.sum()).backward()
+        (model(toy_batch(2, 3, 0)).hidden_BTD.square().sum() + model.heads["tokens"].weight.sum()).backward()
         optimizer.step(1.0)
         state = {name: value.clone() for name, value in optimizer.state().items()}
         other = Optimizer(config, toy())

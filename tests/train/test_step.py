@@ -58,7 +58,7 @@ def test_each_term_is_divided_by_its_own_count(toy: Any, toy_batch: Any) -> None
     _, result = gradients(model, MlmNextSentenceConfig(), batches, torch.float32)
     tokens = sentences = 0.0
     for batch in batches:
-        hidden = model(batch).hidden
+        hidden = model(batch).hidden_BTD
         losses = F.cross_entropy(
             model.logits(hidden).flatten(0, 1), batch["targets"].flatten(), reduction="none"
         )
