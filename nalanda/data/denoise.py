@@ -29,7 +29,7 @@ from nalanda.data.noise import row_keys, uniform
 from nalanda.data.pairs import tags
 from nalanda.data.pieces import Pieces
 from nalanda.data.ragged import Ragged, concatenate, ranks
-from nalanda.data.source import Bucketed, Collator, DataConfig
+from nalanda.data.source import Bucketed, Collator, TextConfig
 from nalanda.data.store import TokenStore
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class NoiseWeights(Config):
         return self
 
 
-class DenoiseConfig(DataConfig):
+class DenoiseConfig(TextConfig):
     """Denoising of single texts. Rates are shares of tokens; `span` is the mean length of a masked span."""
 
     kind: Literal["denoise"] = "denoise"

@@ -94,9 +94,8 @@ class Pairs(Bucketed):
 
     def describe(self) -> dict[str, Any]:
         """Rows used and dropped, tokens and rows by target language."""
-        counts = np.bincount(self._tags, minlength=1)
-        languages = {code: int(counts[self.tokenizer.language(code)]) for code in self.target.codes
-                     if self.tokenizer.language(code) < len(counts)}  # fmt: skip
+        known = {code: self.tokenizer.language(code) for code in self.target.codes}
+        languages = {code: int((self._tags == tag).sum()) for code, tag in known.items()}
         return {
             "kind": self.kind,
             "rows": len(self.rows),
@@ -104,5 +103,6 @@ class Pairs(Bucketed):
             "source_tokens": int((self._source_lengths - 2).sum()),
             "target_tokens": int((self._target_lengths - 1).sum()),
             "rows_by_language": languages,
+            "corpus": self.target.meta.get("counts", {}),
             "steps_per_epoch": self.steps_per_epoch,
         }

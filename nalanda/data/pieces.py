@@ -49,4 +49,5 @@ class Pieces:
             "tokens": int(self.lengths.sum()),
             "dropped": {"empty": self.empty},
             "split": self.split,
+            "corpus": self.store.meta.get("counts", {}),
         }

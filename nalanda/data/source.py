@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -78,6 +78,13 @@ class DataConfig(Config):
     def content(self) -> dict[str, Any]:
         """The fields that decide which batches come; places and the split into micro-batches do not."""
         return self.model_dump(mode="json", exclude={"corpus", "tokenizer", "micro_batch_tokens"})
+
+
+class TextConfig(DataConfig):
+    """Data of single texts: which sides of a corpus they come from. Equal texts are taken once."""
+
+    sides: Literal["both", "text", "target"] = "both"
+    languages: tuple[str, ...] = Field(default=(), description="only these codes; empty for all")
 
 
 class Bucketed:
