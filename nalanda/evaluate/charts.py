@@ -18,8 +18,9 @@ from nalanda.evaluate.html import Markup, element
 
 WIDTH = 680.0
 # On a phone the picture is drawn at half size and the style sheet doubles its letters: margins have room for both.
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 14.0, 34.0, 54.0
-_LETTER = 11.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 14.0, 34.0, 64.0
+_LETTER = 12.5
+_LANE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def _x_axis(axis: Axis, bottom: float, top: float, label: str, grid: bool) -> li
         x = axis.place(value)
         marks.append(_line(x, bottom, x, top if grid else bottom + 4, "grid" if grid else "axis"))
         marks.append(_text(x, bottom + 20, tick_label(value, step)))
-    marks.append(_text(axis.end, bottom + 44, label, "end", "label"))
+    marks.append(_text(axis.end, bottom + 50, label, "end", "label"))
     return marks
 
 
@@ -144,12 +145,14 @@ def _curve(series: Series, x_axis: Axis, y_axis: Axis) -> list[Markup]:
     return marks
 
 
-def line_chart(chart: LineChart, height: float = 300.0) -> Markup:
+def line_chart(chart: LineChart, height: float = 330.0) -> Markup:
     """Curves with axes; each curve ends in a dot. An empty chart says so inside its axes."""
     every = [point for series in chart.series for point in _finite(series)]
     edges = [edge for series in chart.series for pair in series.band for edge in pair]
     low, high = span([y for _, y in every] + edges)
     x_low, x_high = span([x for x, _ in every], pad=0.0)
+    if every and min(x for x, _ in every) >= 0:
+        x_low = 0.0  # a curve that begins late must look late
     if every and min(y for _, y in every) >= 0:
         low = max(low, 0.0)
     x_axis = Axis(x_low, x_high, _LEFT, WIDTH - _RIGHT)
@@ -204,25 +207,28 @@ def interval_chart(chart: IntervalChart) -> Markup:
     rows = list(dict.fromkeys(i.row for i in chart.intervals))
     names = [i.name for i in chart.intervals]
     lanes = max(1, len(set(names)))
-    row_height = lanes * 11.0 + 18.0
-    height = _TOP + max(1, len(rows)) * row_height + _BOTTOM
+    row_height = lanes * _LANE + 16.0
+    head = 6.0
+    height = head + max(1, len(rows)) * row_height + _BOTTOM
     edges = [e for i in shown for e in (i.score.value, i.score.low, i.score.high) if e is not None]
     low, high = span(edges)
     if edges and min(edges) >= 0:
         low = 0.0
-    left = min(220.0, 16.0 + _LETTER * max((len(row) for row in rows), default=0))
+    left = min(240.0, 20.0 + _LETTER * max((len(row) for row in rows), default=0))
     axis = Axis(low, high, left, WIDTH - _RIGHT)
-    marks = _x_axis(axis, height - _BOTTOM, _TOP, chart.x_label, grid=True)
+    marks = _x_axis(axis, height - _BOTTOM, head, chart.x_label, grid=True)
     for index, row in enumerate(rows):
-        top = _TOP + index * row_height
+        top = head + index * row_height
         marks.append(_text(2, top + row_height / 2 + 4, row, "start", "row"))
         if index:
             marks.append(_line(2, top, WIDTH - _RIGHT, top, "rule"))
         for item in (i for i in shown if i.row == row):
             lane = shape_of(names, item.name)
-            y = top + 9.0 + (lane + 0.5) * 11.0
-            if item.score.low is not None and item.score.high is not None:
-                ends = (axis.place(item.score.low), axis.place(item.score.high))
+            y = top + 8.0 + (lane + 0.5) * _LANE
+            ends = [
+                axis.place(e) for e in (item.score.low, item.score.high) if e is not None and math.isfinite(e)
+            ]
+            if len(ends) == 2:
                 marks.append(_line(ends[0], y, ends[1], y, f"whisker {hue(item.hue)}"))
             marks.append(marker(lane, axis.place(item.score.value), y, f"mark {hue(item.hue)}"))
     description = "; ".join(f"{i.row}, {i.name}: {content.plain(i.score)}" for i in shown) or "no values"

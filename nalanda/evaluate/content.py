@@ -20,13 +20,14 @@ ABSENT = "–"
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A measured value with its confidence interval (None where it has none)."""
+    """A measured value with its confidence interval (None where it has none); `sign` writes the + of a difference."""
 
     value: float
     low: float | None = None
     high: float | None = None
     digits: int = 1
     unit: str = ""
+    sign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +140,12 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class IntervalChart:
-    """Dots with whiskers, one row for each group."""
+    """Dots with whiskers, one row for each group; `in_table` where a table beside it tells the same numbers."""
 
     title: str
     intervals: tuple[Interval, ...]
     x_label: str
+    in_table: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,9 @@ def interval(score: Score) -> str:
 
 def value(score: Score) -> str:
     """The value of a score with its unit."""
-    return number(score.value, score.digits) + score.unit
+    text = number(score.value, score.digits)
+    plus = "+" if score.sign and score.value > 0 and text.strip("0.,") else ""
+    return plus + text + score.unit
 
 
 def plain(cell: Cell | Inline) -> str:
@@ -211,7 +215,7 @@ def plain(cell: Cell | Inline) -> str:
     return cell if isinstance(cell, str) else cell.text
 
 
-def summary(series: Series, digits: int, better: str = "last") -> str:
+def summary(series: Series, digits: int) -> str:
     """A curve in words: where it starts and ends, for readers without the picture."""
     points = [(x, y) for x, y in series.points if math.isfinite(x) and math.isfinite(y)]
     if not points:

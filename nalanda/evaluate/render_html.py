@@ -139,13 +139,14 @@ def _table(block: Table) -> Markup:
 
 
 def _legend(entries: list[tuple[str, int, int]]) -> Markup | None:
-    """Name, hue and shape of each system; shape -1 is a line."""
+    """Name, hue and shape of each system; shape -1 is a line, -2 a dashed one."""
     if not entries:
         return None
     items = []
     for name, hue, shape in entries:
         if shape < 0:
-            mark = element("line", x1=0, y1=6, x2=18, y2=6, class_=f"curve {charts.hue(hue)}")
+            dashed = " dashed" if shape == -2 else ""
+            mark = element("line", x1=1, y1=6, x2=17, y2=6, class_=f"curve {charts.hue(hue)}{dashed}")
         else:
             mark = charts.marker(shape, 9, 6, f"mark {charts.hue(hue)}")
         key = element("svg", mark, viewBox="0 0 18 12", class_="key", aria_hidden="true")
@@ -158,7 +159,7 @@ def _line_chart(block: LineChart) -> Markup:
     return element(
         "figure",
         element("figcaption", block.title),
-        _legend([(series.name, series.hue, -1) for series in block.series]),
+        _legend([(series.name, series.hue, -2 if series.dashed else -1) for series in block.series]),
         charts.line_chart(block),
         element("p", said, class_="note"),
     )

@@ -67,6 +67,8 @@ def _figures(block: Figures) -> str:
 
 
 def _interval_chart(block: IntervalChart) -> str:
+    if block.in_table:
+        return ""
     rows: dict[str, list[str]] = {}
     for item in block.intervals:
         rows.setdefault(item.row, []).append(f"{escape(item.name)} {inline(item.score)}")
@@ -115,4 +117,4 @@ def _block(block: content.Block) -> str:
 def render(page: Page) -> str:
     """The page as Markdown text."""
     head = [f"# {escape(page.title)}", escape(page.subtitle)]
-    return "\n\n".join(part for part in head + [_block(block) for block in page.blocks] if part) + "\n"
+    return "\n\n".join(part for part in [*head, *map(_block, page.blocks)] if part) + "\n"

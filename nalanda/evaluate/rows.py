@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,21 @@ def write(path: Path, rows: Sequence[Translation], extra: Sequence[Mapping[str, 
 
 def read(path: Path) -> list[Translation]:
     """The rows of a translations.jsonl. Raises DataError naming the line that is not one."""
-    rows = []
+    return [Translation.of(values, where) for where, values in _objects(path)]
+
+
+def sentence_scores(path: Path) -> list[float]:
+    """Each row's own chrF++ as an evaluation wrote it, in the rows' order. Raises DataError where one has none."""
+    scores = []
+    for where, values in _objects(path):
+        if not isinstance(values.get("chrf"), int | float):
+            raise DataError(f"{where}: no 'chrf'; run the evaluation again")
+        scores.append(float(values["chrf"]))
+    return scores
+
+
+def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object of a JSON Lines file with the place it stands at."""
     try:
         # Not splitlines(): a text may hold U+2028, which JSON leaves as it is.
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -79,5 +93,4 @@ def read(path: Path) -> list[Translation]:
                 raise DataError(f"{path}:{number}: not JSON: {error}; run the evaluation again") from None
             if not isinstance(values, dict):
                 raise DataError(f"{path}:{number}: expected an object, found {values!r}")
-            rows.append(Translation.of(values, f"{path}:{number}"))
-    return rows
+            yield f"{path}:{number}", values
