@@ -18,6 +18,7 @@ and in an encoder-decoder it is the decoder's input while `source_ids` is the en
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypedDict
 
 import torch
@@ -74,15 +75,25 @@ def check(batch: Batch) -> None:
         if key in _SOURCE:
             expected = (rows, source.shape[1] if source is not None else -1)
         if value.dtype != DTYPES[key] or tuple(value.shape) != expected:
-            raise ValueError(f"batch['{key}'] is {value.dtype} {tuple(value.shape)}, expected {DTYPES[key]} {expected}")
+            raise ValueError(
+                f"batch['{key}'] is {value.dtype} {tuple(value.shape)}, expected {DTYPES[key]} {expected}"
+            )
     weight = batch.get("target_weight")
     if weight is not None and bool((weight[batch["segments"] == 0] != 0).any()):
         raise ValueError("batch trains on padding: target_weight is not 0 where segments is 0")
 
 
+def tensors(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    """The batch's entries by name."""
+    for key, value in batch.items():
+        assert isinstance(value, Tensor)
+        yield key, value
+
+
 def move(batch: Batch, device: torch.device | str) -> Batch:
     """The batch on `device`."""
-    return Batch(**{key: value.to(device, non_blocking=True) for key, value in batch.items()})  # type: ignore[typeddict-item]
+    moved = {key: value.to(device, non_blocking=True) for key, value in tensors(batch)}
+    return Batch(**moved)  # type: ignore[typeddict-item]
 
 
 def trained_tokens(batch: Batch) -> int:
