@@ -93,7 +93,8 @@ def train(texts: Iterable[str], config: TokenizerConfig, progress: ProgressFacto
     with progress("reading text for the tokenizer", unit="texts") as bar:
         waiting = 0
         for text in texts:
-            characters.update(text.lower() if config.lowercase else text)
+            text = text.lower() if config.lowercase else text
+            characters.update(text)
             sample.add(text)
             waiting += 1
             if waiting == _REPORT:
@@ -103,12 +104,18 @@ def train(texts: Iterable[str], config: TokenizerConfig, progress: ProgressFacto
     if not characters:
         raise DataError("tokenizer: there is no text to learn from; the corpus's training split is empty")
     alphabet, rare = _alphabet(characters, config)
-    fixed = special_tokens(config.languages, config.sentinels) + (list(BYTES) if config.has_bytes else [])
-    _check_room(config, len(fixed), alphabet)
+    layout = _Layout(config, alphabet)
     with progress(f"learning {config.vocabulary} pieces", total=1, unit="tokenizers") as bar:
-        definition = _learn(_without(sample.texts(), rare), config, fixed, alphabet)
+        model, size = _MODELS[config.kind](_without(sample.texts(), rare), layout)
         bar.update(1)
-    return Tokenizer(definition, ROLES)
+    if size < config.vocabulary:
+        raise DataError(
+            f"vocabulary: {config.vocabulary} asked, the text supports only {size}; "
+            f"set vocabulary={size} or give more text"
+        )
+    result = layout.around(model)
+    result.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in layout.special])
+    return Tokenizer(str(result.to_str(pretty=True)), ROLES)
 
 
 class _Sample:
@@ -174,122 +181,116 @@ def _without(texts: Iterable[str], rare: str) -> Iterator[str]:
     return (part for text in texts for part in cut.split(text) if part)
 
 
-def _check_room(config: TokenizerConfig, fixed: int, alphabet: list[str]) -> None:
-    forms = 2 if config.kind == "wordpiece" else 1
-    need = fixed + forms * len(alphabet)
-    if config.vocabulary < need:
-        special = len(special_tokens(config.languages, config.sentinels))
-        parts = [f"{special} special tokens"] + ([f"{len(BYTES)} bytes"] if config.has_bytes else [])
-        parts.append(f"{len(alphabet)} characters" + (" at a word's start and inside" if forms == 2 else ""))
-        raise DataError(
-            f"vocabulary: {config.vocabulary} asked, but {', '.join(parts)} alone make {need}; raise vocabulary"
-            + (", set byte_fallback=false" if config.has_bytes else "")
+class _Layout:
+    """The vocabulary's fixed part (special tokens, then bytes), and the parts around the subword model."""
+
+    def __init__(self, config: TokenizerConfig, alphabet: list[str]) -> None:
+        """Raises DataError when the vocabulary has no room for the characters."""
+        self.config, self.alphabet = config, alphabet
+        self.special = special_tokens(config.languages, config.sentinels)
+        self.fixed = self.special + (list(BYTES) if config.has_bytes else [])
+        self.room = config.vocabulary - len(self.fixed)
+        forms = 2 if config.kind == "wordpiece" else 1
+        if self.room < forms * len(alphabet):
+            raise DataError(self._no_room(forms))
+
+    def _no_room(self, forms: int) -> str:
+        need = len(self.fixed) + forms * len(self.alphabet)
+        parts = [f"{len(self.special)} special tokens"] + (["256 bytes"] if self.config.has_bytes else [])
+        parts.append(
+            f"{len(self.alphabet)} characters" + (" (at a word's start and inside)" if forms == 2 else "")
+        )
+        return (
+            f"vocabulary: {self.config.vocabulary} asked, but {', '.join(parts)} alone make {need}; raise vocabulary"
+            + (", set byte_fallback=false" if self.config.has_bytes else "")
             + " or lower character_coverage (to 0.9995, say)"
         )
 
+    def around(self, model: models.Model) -> tokenizers.Tokenizer:
+        """`model` with what stands before and after it."""
+        config = self.config
+        result = tokenizers.Tokenizer(model)
+        before = normalizer(prefix_space=config.prefix_space, lowercase=config.lowercase)
+        if before is not None:
+            result.normalizer = before
+        result.pre_tokenizer = pretokenizer(config.kind)
+        result.decoder = decoder(config.kind, prefix_space=config.prefix_space)
+        return result
 
-def _learn(texts: Iterable[str], config: TokenizerConfig, fixed: list[str], alphabet: list[str]) -> str:
-    """The content of tokenizer.json."""
-    room = config.vocabulary - len(fixed)
-    around = {
-        "normalizer": normalizer(prefix_space=config.prefix_space, lowercase=config.lowercase),
-        "pre_tokenizer": pretokenizer(config.kind),
-        "decoder": decoder(config.kind, prefix_space=config.prefix_space),
-    }
-    model, size = _MODELS[config.kind](texts, config, around, room, fixed, alphabet)
-    if size < config.vocabulary:
-        raise DataError(
-            f"vocabulary: {config.vocabulary} asked, the text supports only {size}; "
-            f"set vocabulary={size} or give more text"
-        )
-    result = _around(model, around)
-    special = special_tokens(config.languages, config.sentinels)
-    result.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
-    return str(result.to_str(pretty=True))
+    def learn(self, model: models.Model, trainer: trainers.Trainer, texts: Iterable[str]) -> dict[str, Any]:
+        """What the library's trainer makes of the texts: the "model" part of its tokenizer.json."""
+        learner = self.around(model)
+        learner.train_from_iterator(texts, trainer=trainer)
+        return dict(json.loads(learner.to_str())["model"])
 
 
-def _around(model: models.Model, around: dict[str, Any]) -> tokenizers.Tokenizer:
-    result = tokenizers.Tokenizer(model)
-    for name, part in around.items():
-        if part is not None:
-            setattr(result, name, part)
-    return result
+def _in_order(vocabulary: dict[str, int]) -> list[str]:
+    return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
-def _run(model: models.Model, trainer: Any, texts: Iterable[str], around: dict[str, Any]) -> dict[str, Any]:
-    """What the library's trainer makes of the texts: the "model" part of its tokenizer.json."""
-    learner = _around(model, around)
-    learner.train_from_iterator(texts, trainer=trainer)
-    return dict(json.loads(learner.to_str())["model"])
-
-
-def _bpe(
-    texts: Iterable[str],
-    config: TokenizerConfig,
-    around: dict[str, Any],
-    room: int,
-    fixed: list[str],
-    alphabet: list[str],
-) -> tuple[models.Model, int]:
+def _bpe(texts: Iterable[str], layout: _Layout) -> tuple[models.Model, int]:
     trainer = trainers.BpeTrainer(
-        vocab_size=room, min_frequency=config.min_frequency, initial_alphabet=alphabet, show_progress=False
+        vocab_size=layout.room,
+        min_frequency=layout.config.min_frequency,
+        initial_alphabet=layout.alphabet,
+        show_progress=False,
     )
-    learned = _run(models.BPE(), trainer, texts, around)
-    pieces = fixed + sorted(learned["vocab"], key=learned["vocab"].__getitem__)
+    learned = layout.learn(models.BPE(), trainer, texts)
+    pieces = layout.fixed + _in_order(learned["vocab"])
     model = models.BPE(
         vocab={piece: i for i, piece in enumerate(pieces)},
         merges=[tuple(pair) for pair in learned["merges"]],
         unk_token=ROLES["unk"],
-        byte_fallback=config.has_bytes,
+        byte_fallback=layout.config.has_bytes,
     )
     return model, len(pieces)
 
 
-def _unigram(
-    texts: Iterable[str],
-    config: TokenizerConfig,
-    around: dict[str, Any],
-    room: int,
-    fixed: list[str],
-    alphabet: list[str],
-) -> tuple[models.Model, int]:
+def _unigram(texts: Iterable[str], layout: _Layout) -> tuple[models.Model, int]:
     trainer = trainers.UnigramTrainer(
         # one more, because the trainer counts <unk> among its pieces
-        vocab_size=room + 1,
-        initial_alphabet=alphabet,
+        vocab_size=layout.room + 1,
+        initial_alphabet=layout.alphabet,
         unk_token=ROLES["unk"],
         show_progress=False,
     )
-    learned = _run(models.Unigram(), trainer, texts, around)
-    pieces = [(piece, score) for piece, score in learned["vocab"] if piece != ROLES["unk"]]
+    learned = layout.learn(models.Unigram(), trainer, texts)
+    pieces = _settled([(piece, score) for piece, score in learned["vocab"] if piece != ROLES["unk"]])
     model = models.Unigram(
-        vocab=[(name, 0.0) for name in fixed] + pieces,
-        unk_id=list(ROLES).index("unk"),
-        byte_fallback=config.has_bytes,
+        vocab=[(name, 0.0) for name in layout.fixed] + pieces,
+        unk_id=layout.fixed.index(ROLES["unk"]),
+        byte_fallback=layout.config.has_bytes,
     )
-    return model, len(fixed) + len(pieces)
+    return model, len(layout.fixed) + len(pieces)
 
 
-def _wordpiece(
-    texts: Iterable[str],
-    config: TokenizerConfig,
-    around: dict[str, Any],
-    room: int,
-    fixed: list[str],
-    alphabet: list[str],
-) -> tuple[models.Model, int]:
+def _settled(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Pieces and log probabilities without what differs from one training to the next.
+
+    The trainer adds words up in the order of a hash table, so sums differ in their last digits; and characters that
+    it had pruned come back at the lowest score plus up to 0.0001 for each of them, in that order too.
+    """
+    lowest = min(score for _, score in pieces)
+    came_back = lowest + 1e-4 * sum(len(piece) == 1 for piece, _ in pieces)
+    settled = [(p, round(lowest if len(p) == 1 and score <= came_back else score, 4)) for p, score in pieces]
+    return sorted(settled, key=lambda item: (-item[1], item[0]))
+
+
+def _wordpiece(texts: Iterable[str], layout: _Layout) -> tuple[models.Model, int]:
+    # Each character in both forms, or a word that has one at an unusual place would be <unk> as a whole. And in a
+    # fixed order: left to itself, the trainer numbers them as its hash table has it, and ties depend on that.
+    single = [*layout.alphabet, *(CONTINUATION + character for character in layout.alphabet)]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=room,
-        min_frequency=config.min_frequency,
-        initial_alphabet=alphabet,
+        vocab_size=layout.room,
+        min_frequency=layout.config.min_frequency,
+        special_tokens=single,
         continuing_subword_prefix=CONTINUATION,
         show_progress=False,
     )
-    learned = _run(models.WordPiece(), trainer, texts, around)
-    # Each character in both forms, or a word that has one at an unusual place would be <unk> as a whole.
-    single = [*alphabet, *(CONTINUATION + character for character in alphabet)]
-    longer = [p for p in sorted(learned["vocab"], key=learned["vocab"].__getitem__) if p not in set(single)]
-    pieces = (fixed + single + longer)[: len(fixed) + room]
+    learned = layout.learn(models.WordPiece(), trainer, texts)
+    known = set(single)
+    longer = [piece for piece in _in_order(learned["vocab"]) if piece not in known]
+    pieces = (layout.fixed + single + longer)[: layout.config.vocabulary]
     model = models.WordPiece(
         vocab={piece: i for i, piece in enumerate(pieces)},
         unk_token=ROLES["unk"],
