@@ -158,7 +158,8 @@ def parse(kind: type[ConfigT], values: Any, origin: str) -> ConfigT:
 
 
 def _line(kind: type[BaseModel], detail: Any, origin: str) -> str:
-    location = [part for part in detail["loc"] if not _is_union_tag(kind, detail["loc"], part)]
+    tags = _walk(kind, list(detail["loc"]))[1]
+    location = [part for part, is_tag in zip(detail["loc"], tags) if not is_tag]
     key = ".".join(str(part) for part in location) or "(top)"
     found = detail.get("input")
     error = detail["type"]
@@ -221,7 +222,7 @@ def _walk(kind: type[BaseModel], path: list[Any]) -> tuple[list[type[BaseModel]]
     for part in path:
         chosen = [m for m in models if str(part) in _tag_of(m)]
         fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
-        if chosen and not fields:
+        if chosen and (len(models) > 1 or not fields):  # a field may bear the name of a kind
             models, is_tag = chosen, True
         elif fields:
             models, is_tag = [m for f in fields for m in _models(f.annotation)], False
@@ -234,11 +235,6 @@ def _walk(kind: type[BaseModel], path: list[Any]) -> tuple[list[type[BaseModel]]
 def _keys_at(kind: type[BaseModel], path: list[Any]) -> list[str]:
     models, _ = _walk(kind, path)
     return sorted({field.alias or name for m in models for name, field in m.model_fields.items()})
-
-
-def _is_union_tag(kind: type[BaseModel], path: tuple[Any, ...], part: Any) -> bool:
-    index = path.index(part)
-    return _walk(kind, list(path))[1][index]
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
