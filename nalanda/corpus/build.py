@@ -24,7 +24,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nalanda.base.errors import DataError
 from nalanda.base.io import atomic_writer, remove_partials, write_json
@@ -45,7 +45,7 @@ from nalanda.text.normalize import nfc, split_key
 class CorpusConfig(Config):
     """What a recipe writes. `seed` decides which rows a source's `share` keeps, and nothing else."""
 
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    sources: tuple[SourceConfig, ...]
     split: SplitConfig = SplitConfig()
     filters: FiltersConfig = FiltersConfig()
     dedup: bool = True
@@ -53,6 +53,12 @@ class CorpusConfig(Config):
     english: Code = "eng_Latn"
     max_quarantined: float = Field(default=0.05, ge=0, le=1)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _some(self) -> CorpusConfig:
+        if not self.sources:
+            raise ValueError("sources: at least one is needed")
+        return self
 
 
 def source_names(config: CorpusConfig) -> list[str]:

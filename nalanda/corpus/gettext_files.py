@@ -98,9 +98,11 @@ def _codec(header: bytes) -> str:
     found = _CHARSET.search(header)
     try:
         name = codecs.lookup(found.group(1).decode("ascii")).name if found else "utf-8"
-        b"".decode(name)  # refuses codecs that are none of text
-    except (LookupError, UnicodeError):
+        b"text".decode(name)  # a LookupError for codecs that are none of text
+    except LookupError:
         return "utf-8"
+    except UnicodeError:
+        pass
     return "utf-8" if name in _NO_CHARSETS else name
 
 
@@ -172,23 +174,24 @@ def parse_po(data: bytes) -> Iterator[Entry | Damage]:
 
 
 def _blocks(data: bytes) -> Iterator[tuple[int, int, list[bytes]]]:
-    """Lines that belong to one entry: it ends at a blank line, or where the next comment or msgid begins."""
+    """Lines that belong to one entry: it ends at a blank line, and where the next one's comments or msgid begin."""
     block: list[bytes] = []
     row = offset = start = first = 0
-    translated = False  # whether the block has come to its msgstr
+    opened = translated = False  # whether the block has come to a keyword; to its msgstr
     for row, raw in enumerate(data.split(b"\n"), start=1):
         line = raw.rstrip(b"\r")
         bare = line.lstrip().removeprefix(b"#~").lstrip()
         opens = bare.startswith((b"msgctxt", b"msgid ", b"msgid\t", b'msgid"'))
         comment = bare.startswith(b"#") and not bare.startswith(b"#~")
-        if block and (not line.strip() or (translated and (opens or comment))):
+        if block and (not line.strip() or (translated and opens) or (opened and comment)):
             yield first, start, block
-            block, translated = [], False
+            block, opened, translated = [], False, False
         if line.strip():
             if not block:
                 first, start = row, offset
             block.append(line)
             translated = translated or bare.startswith(b"msgstr")
+            opened = opened or translated or opens
         offset += len(raw) + 1
     if block:
         yield first, start, block

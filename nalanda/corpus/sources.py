@@ -30,6 +30,12 @@ def _code(name: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _some(languages: tuple[str, ...]) -> tuple[str, ...]:
+    if not languages:
+        raise ValueError("at least one language is needed")
+    return tuple(dict.fromkeys(languages))
+
+
 Code = Annotated[str, AfterValidator(_code)]
 Names = Literal[
     "languages", "territories", "scripts", "currencies", "variants", "cities", "units", "months", "days"
@@ -150,7 +156,7 @@ class CatalogsSource(SourceBase):
 
     kind: Literal["catalogs"] = "catalogs"
     package: str
-    languages: tuple[Code, ...] = Field(min_length=1)
+    languages: Annotated[tuple[Code, ...], AfterValidator(_some)]
     language: Code = "eng_Latn"
 
 
@@ -158,7 +164,7 @@ class BabelSource(SourceBase):
     """Names of languages, territories, scripts, currencies ... in the locales of the package babel."""
 
     kind: Literal["babel"] = "babel"
-    languages: tuple[Code, ...] = Field(min_length=1)
+    languages: Annotated[tuple[Code, ...], AfterValidator(_some)]
     names: tuple[Names, ...] = ("languages", "territories", "scripts", "currencies")
     language: Code = "eng_Latn"
 
