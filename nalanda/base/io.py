@@ -129,16 +129,21 @@ def write_manifest(folder: Path) -> None:
 
 def verify_manifest(folder: Path) -> None:
     """Checks every file of `folder` against its manifest. Raises RunError naming the first that differs."""
-    rows = read_json(folder / MANIFEST)["files"]
-    for name, row in rows.items():
-        path = folder / name
+    try:
+        rows = [
+            (folder / name, row["bytes"], row["sha256"])
+            for name, row in read_json(folder / MANIFEST)["files"].items()
+        ]
+    except (KeyError, TypeError, AttributeError):
+        raise RunError(f"{folder / MANIFEST}: damaged, not a manifest") from None
+    for path, size, digest in rows:
         if not path.is_file():
             raise RunError(f"{path}: missing, though the manifest names it")
-        if path.stat().st_size != row["bytes"]:
+        if path.stat().st_size != size:
             raise RunError(
-                f"{path}: {path.stat().st_size} bytes, the manifest says {row['bytes']}: truncated or changed"
+                f"{path}: {path.stat().st_size} bytes, the manifest says {size}: truncated or changed"
             )
-        if sha256_file(path) != row["sha256"]:
+        if sha256_file(path) != digest:
             raise RunError(f"{path}: its SHA-256 differs from the manifest: damaged or changed")
 
 

@@ -94,7 +94,7 @@ class Budget:
 
     budget = Budget(config)
     while not budget.over:
-        progress = budget.begin()      # the middle of the step that now begins
+        progress = budget.begin()      # of the step that now begins
         ...
         budget.end(seconds)            # what the step took
     """
@@ -107,7 +107,6 @@ class Budget:
         self.replayed = replayed
         self.seconds = 0.0
         self.positions: list[float] = []
-        self._last = 0.0
 
     @property
     def step(self) -> int:
@@ -134,12 +133,14 @@ class Budget:
         return self.step >= (self.total or 0)
 
     def begin(self) -> float:
-        """Progress at the middle of the step that begins: never quite 0 or 1, so that no step has a rate of 0."""
+        """Progress of the step that begins: at its middle for a budget in steps, at its start for one in minutes.
+
+        Never 0, so that no step is wasted on a learning rate of 0.
+        """
         if self.replayed is not None:
             progress = self.replayed[self.step]
         elif self.config.minutes is not None:
-            half = self._last / 2 if self.positions else 0.1
-            progress = min((self.seconds + half) / (self.config.minutes * 60), 1.0)
+            progress = min(max(self.seconds / (self.config.minutes * 60), 0.0005), 1.0)
         else:
             progress = (self.step + 0.5) / (self.config.steps or 1)
         self.positions.append(progress)
@@ -148,11 +149,10 @@ class Budget:
     def end(self, seconds: float) -> None:
         """Books the seconds that the step took."""
         self.seconds += seconds
-        self._last = seconds
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps beside `positions`."""
-        return {"seconds": self.seconds, "last": self._last}
+        return {"seconds": self.seconds}
 
     def load(self, state: dict[str, float], positions: list[float]) -> None:
         """Goes on from a checkpoint. Raises RunError where a replay left its track."""
@@ -160,5 +160,5 @@ class Budget:
             raise RunError(
                 "the checkpoint's schedule positions are not those of budget.replay; choose another folder"
             )
-        self.seconds, self._last = state["seconds"], state["last"]
+        self.seconds = state["seconds"]
         self.positions = list(positions)
