@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,13 +196,31 @@ def _train_stages(folder: Path) -> None:
     _metrics(folder / "random", 600, 4300, 1.05, True, 4.4)
 
 
+@pytest.fixture(scope="session")
+def _built(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, bool], Path]:
+    return {}
+
+
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """Builds a run folder; `same` gives both arms answers of one quality."""
-    return lambda **options: build_run(tmp_path / "quickstart", **options)
+def make_run(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, _built: dict[tuple[int, bool], Path]
+) -> Callable[..., Path]:
+    """Gives a fresh copy of a run folder; `same` gives both arms answers of one quality."""
+
+    def make(rows: int = 200, same: bool = False) -> Path:
+        if (rows, same) not in _built:
+            _built[rows, same] = build_run(tmp_path_factory.mktemp("built") / "quickstart", rows, same)
+        copy = tmp_path / "quickstart"
+        shutil.copytree(_built[rows, same], copy)
+        tuned = copy / "finetune" / "config.yaml"
+        text = tuned.read_text(encoding="utf-8")
+        tuned.write_text(text.replace(str(_built[rows, same]), str(copy)), encoding="utf-8")
+        return copy
+
+    return make
 
 
-def build_run(folder: Path, rows: int = 260, same: bool = False) -> Path:
+def build_run(folder: Path, rows: int = 200, same: bool = False) -> Path:
     """The whole pipeline's folder at `folder`."""
     _data_stages(folder)
     _train_stages(folder)

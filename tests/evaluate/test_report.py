@@ -158,7 +158,7 @@ def test_languages_are_marked_for_the_right_font(make_run: Maker) -> None:
     ],
 )  # fmt: skip
 def test_what_is_absent_is_left_out(make_run: Maker, absent: str) -> None:
-    run = make_run(rows=60)
+    run = make_run()
     place = run / absent
     shutil.rmtree(place) if place.is_dir() else place.unlink()
     html, markdown = write_report(run, pipeline_page(run))
@@ -167,7 +167,7 @@ def test_what_is_absent_is_left_out(make_run: Maker, absent: str) -> None:
 
 
 def test_what_is_damaged_is_named(make_run: Maker) -> None:
-    run = make_run(rows=60)
+    run = make_run()
     (run / "tokenizer" / "result.json").write_text("{", encoding="utf-8")
     with (run / "finetune" / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 4')
@@ -179,7 +179,7 @@ def test_what_is_damaged_is_named(make_run: Maker) -> None:
 
 
 def test_a_single_stage_and_no_run(make_run: Maker, tmp_path: Path) -> None:
-    run = make_run(rows=60)
+    run = make_run()
     titles = [b.text for b in pipeline_page(run / "pretrain").blocks if isinstance(b, Heading)]
     assert titles == ["Learning curves", "Time and memory", "Environment", "How it was measured"]
     with pytest.raises(RunError, match="not a run folder"):
@@ -187,7 +187,7 @@ def test_a_single_stage_and_no_run(make_run: Maker, tmp_path: Path) -> None:
 
 
 def test_the_arms_are_compared_at_their_total_times(make_run: Maker) -> None:
-    record = read_record(make_run(rows=60))
+    record = read_record(make_run())
     main, control = record.role("main")[0], record.role("control")[0]
     assert [stage.name for stage in main.stages] == ["pretrain", "finetune"]
     assert [stage.name for stage in control.stages] == ["random"]
