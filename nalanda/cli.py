@@ -72,11 +72,15 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> None:
-    """Entry point: runs the command line and turns every foreseen error into one line and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line (`arguments`, or the process's own) and exits with its code.
+
+    Every foreseen error becomes one line on standard error.
+    """
+    with contextlib.suppress(ValueError):  # a thread other than the main one cannot set signal handlers
+        signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        app(arguments)
     except UserError as error:
         _fail(error)
     except KeyboardInterrupt:

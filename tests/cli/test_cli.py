@@ -1,0 +1,199 @@
+"""Commands: what a user types, what comes back, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import ROOT, TINY, nalanda
+
+from nalanda import cli
+
+QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("nalanda: ")]
+
+
+def test_every_verb_is_there_and_teaches() -> None:
+    wanted = [
+        "run",
+        "train",
+        "corpus",
+        "tokenizer",
+        "evaluate",
+        "generate",
+        "translate",
+        "chat",
+        "data",
+        "status",
+        "schema",
+        "report",
+    ]
+    commands = cli.commands()
+    assert set(wanted) <= set(commands)
+    for name, command in commands.items():
+        text = command.help or ""
+        assert "nalanda" in text or name == "data", f"{name} has no example"
+
+
+def test_help_names_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert nalanda("--help") == 0
+    assert "Exit codes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["run", "no.yaml"], 2, "no.yaml: no such file"),
+        (["run", QUICKSTART, "pretrain.optimizer.lrr=1"], 2, "optimizer.lrr: unknown key; did you mean 'lr'"),
+        (["run", QUICKSTART, "pretrain.clip=many"], 2, "pretrain: clip: "),
+        (["run", QUICKSTART, "pretrain.model.heads=7"], 2, "must be a multiple of heads (7)"),
+        (["train", QUICKSTART], 2, "this is a pipeline"),
+        (["status", "nowhere"], 4, "nowhere: not a run folder"),
+        (["report", "nowhere"], 4, "nowhere"),
+        (["translate", "nowhere", "x", "--to", "hin_Deva"], 4, "nowhere: no model here"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_code(
+    words: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nalanda(*words) == code
+    lines = error(capsys)
+    assert len(lines) == 1, lines
+    assert says in lines[0]
+
+
+def test_status_shows_each_stage(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nalanda("status", str(tiny_run / "quickstart")) == 0
+    said = capsys.readouterr().out
+    assert said.count("done") == 7
+    assert "finetune" in said
+
+
+def test_translate_into_two_languages(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["translate", str(tiny_run / "quickstart"), "Sri Lanka", "Goa", "--to", "hin,Tamil"]
+    assert nalanda(*words, "--set", "max_length=5") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["hin_Deva", "tam_Taml", "hin_Deva", "tam_Taml"]
+
+
+def test_translate_says_which_languages_there_are(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for code, says in (("zzz", "zzz"), ("urd_Arab", "urd_Arab"), ("", "--to")):
+        assert nalanda("translate", str(tiny_run / "quickstart"), "Goa", "--to", code) == 3
+        assert says in error(capsys)[0]
+
+
+def test_a_translation_model_does_not_generate(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nalanda("generate", str(tiny_run / "quickstart"), "Goa") == 3
+    assert "not a decoder model" in error(capsys)[0]
+
+
+def test_chat_with_a_translation_model(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = iter(["Goa", None])
+    monkeypatch.setattr(cli, "_ask", lambda: next(lines))
+    assert nalanda("chat", str(tiny_run / "quickstart"), "--to", "hin_Deva", "--set", "max_length=4") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_preview_colours_the_trained_tokens(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data", "preview", QUICKSTART, "--runs", str(tiny_run), "--rows", "2", *TINY]
+    assert nalanda(*words) == 2
+    assert "name one with --stage" in error(capsys)[0]
+    assert nalanda(*words, "--stage", "finetune") == 0
+    said = capsys.readouterr().out
+    assert "predicts" in said
+    assert (
+        nalanda("data", "preview", QUICKSTART, "--stage", "finetune", "--runs", str(tiny_run / "none")) == 4
+    )
+
+
+def test_report_of_a_run_at_any_time(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nalanda("report", str(tiny_run / "quickstart")) == 0
+    assert (tiny_run / "quickstart" / "report.html").exists()
+    assert (tiny_run / "quickstart" / "report.md").exists()
+
+
+def test_schema_accepts_the_shipped_recipes(tmp_path: Path) -> None:
+    assert nalanda("schema", "--out", str(tmp_path / "s.json")) == 0
+    schema = json.loads((tmp_path / "s.json").read_text())
+    train = schema["$defs"]["stage_train"]["properties"]
+    assert {"optimizer", "schedule", "budget", "data", "model"} <= set(train)
+    assert schema["$defs"]["stage_train"]["additionalProperties"] is False
+
+
+def test_a_single_stage_into_a_foreign_folder_is_refused(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"verb: tokenizer\ncorpus: {tiny_run / 'quickstart' / 'corpus'}\nvocabulary: 500\n")
+    assert nalanda("tokenizer", str(recipe), "--runs", str(tmp_path)) == 0
+    assert nalanda("tokenizer", str(recipe), "vocabulary=510", "--runs", str(tmp_path)) == 4
+    assert "vocabulary: 500 -> 510" in error(capsys)[0]
+    assert nalanda("tokenizer", str(recipe), "vocabulary=300000", "name=big", "--runs", str(tmp_path)) == 3
+    assert "vocabulary" in error(capsys)[0]
+
+
+def test_the_tokenizer_of_another_model_is_refused(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny_run / "quickstart"
+    tokenizer, train = tmp_path / "tok.yaml", tmp_path / "train.yaml"
+    tokenizer.write_text(
+        f"verb: tokenizer\ncorpus: {run / 'corpus'}\nvocabulary: 490\nlanguages: [hin_Deva, tam_Taml]\n"
+    )
+    assert nalanda("tokenizer", str(tokenizer), "--runs", str(tmp_path)) == 0
+    train.write_text(
+        f"verb: train\nmodel: {run / 'pretrain'}\nbudget: {{steps: 1}}\n"
+        f"data: {{kind: pairs, corpus: {run / 'corpus'}, tokenizer: {tmp_path / 'tok'}}}\n"
+    )
+    assert nalanda("train", str(train), "--runs", str(tmp_path)) == 3
+    assert "use the tokenizer that the model was trained with" in error(capsys)[0]
+
+
+def test_rows_longer_than_the_positions_are_refused(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, recipe = tiny_run / "quickstart", tmp_path / "long.yaml"
+    recipe.write_text(
+        f"verb: train\nbudget: {{steps: 1}}\n"
+        f"data: {{kind: pairs, corpus: {run / 'corpus'}, tokenizer: {run / 'tokenizer'}, max_length: 128}}\n"
+        "model: {kind: encoder_decoder, layers: 1, hidden: 32, position: learned, max_length: 64}\n"
+    )
+    assert nalanda("train", str(recipe), "--runs", str(tmp_path)) == 3
+    assert "128 is more than the 64 positions" in error(capsys)[0]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_and_goes_on(tiny_run: Path, tmp_path: Path, sign: signal.Signals) -> None:
+    run, recipe = tiny_run / "quickstart", tmp_path / "stop.yaml"
+    recipe.write_text(
+        'verb: train\nbudget: {steps: 400}\ncompile: "off"\nthreads: 1\nlog_every: 1\nevaluation: null\n'
+        f"data: {{kind: pairs, corpus: {run / 'corpus'}, tokenizer: {run / 'tokenizer'}, "
+        "batch_tokens: 1024, max_length: 64}\n"
+        "model: {kind: encoder_decoder, layers: 1, hidden: 32, inner: 64}\n"
+    )
+    command = [sys.executable, "-m", "nalanda.cli", "train", str(recipe), "--runs", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "stop" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.02)
+    os.kill(process.pid, sign)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "run the same command again to go on" in said
+    done = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert (tmp_path / "stop" / "checkpoints" / f"step-{done:06d}").is_dir()
+    assert nalanda("train", str(recipe), "--runs", str(tmp_path)) == 0
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 401))
