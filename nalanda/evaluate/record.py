@@ -200,8 +200,8 @@ def _strings(values: Any) -> Iterator[str]:
 
 
 def _parent(config: dict[str, Any], stages: dict[str, StageRecord]) -> StageRecord | None:
-    """The training stage that a config's `model` names (its folder, or one inside it)."""
-    for text in _strings(config.get("model")):
+    """The training stage that a config's `model` names by a path: its folder, or one inside it."""
+    for text in (text for text in _strings(config.get("model")) if len(Path(text).parts) > 1):
         for name in reversed(Path(text).parts):
             if name in stages and stages[name].verb == "train":
                 return stages[name]

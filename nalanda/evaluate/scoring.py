@@ -52,10 +52,30 @@ def _rows_of(metric: Any, rows: Sequence[Translation]) -> Counts:
     return np.array(metric._extract_corpus_statistics(hypotheses, references), np.float64)
 
 
-def _each(metric: Any, counts: Counts) -> Counts:
-    flat = counts.reshape(-1, counts.shape[-1])
-    scores = [metric._compute_score_from_stats(row.tolist()).score for row in flat]
-    return np.array(scores).reshape(counts.shape[:-1])
+def _chrf_score(counts: Counts) -> Counts:
+    """chrF++ of counts (..., 8 orders x [hypothesis, reference, matching]), as sacrebleu has it: mean precision and
+    mean recall over the orders that both sides have, then F with recall counting double (Popovic 2017)."""
+    hypothesis, reference, matching = np.moveaxis(counts.reshape(*counts.shape[:-1], -1, 3), -1, 0)
+    there = (hypothesis > 0) & (reference > 0)
+    orders = np.maximum(there.sum(-1), 1)
+    precision = (there * matching / np.maximum(hypothesis, 1)).sum(-1) / orders
+    recall = (there * matching / np.maximum(reference, 1)).sum(-1) / orders
+    total = 4 * precision + recall
+    return np.asarray(100 * 5 * precision * recall / np.where(total > 0, total, 1))
+
+
+def _bleu_score(counts: Counts) -> Counts:
+    """BLEU of counts (..., [length, reference length, 4 correct, 4 total]) with sacrebleu's default smoothing: the
+    k-th order without a match counts 1 / 2^k matches (Chen and Cherry 2014, method 3)."""
+    length, target = counts[..., 0], counts[..., 1]
+    correct, total = counts[..., 2:6], counts[..., 6:10]
+    empty = correct == 0
+    smoothed = np.where(empty, 0.5 ** np.cumsum(empty, axis=-1), correct)
+    precision = smoothed / np.maximum(total, 1)
+    mean = np.exp(np.log(np.maximum(precision, 1e-300)).mean(-1))
+    shorter = np.minimum(1 - target / np.maximum(length, 1), 0.0)
+    scored = (total > 0).all(-1) & (correct > 0).any(-1)
+    return np.asarray(np.where(scored, 100 * np.exp(shorter) * mean, 0.0))
 
 
 def _exact_counts(rows: Sequence[Translation]) -> Counts:
@@ -67,12 +87,8 @@ def _exact_score(counts: Counts) -> Counts:
 
 
 METRICS: dict[str, Metric] = {
-    "chrf": Metric(
-        "chrF++", lambda rows: _rows_of(_CHRF, rows), lambda c: _each(_CHRF, c), str(_CHRF.get_signature())
-    ),
-    "bleu": Metric(
-        "BLEU", lambda rows: _rows_of(_BLEU, rows), lambda c: _each(_BLEU, c), str(_BLEU.get_signature())
-    ),
+    "chrf": Metric("chrF++", lambda rows: _rows_of(_CHRF, rows), _chrf_score, str(_CHRF.get_signature())),
+    "bleu": Metric("BLEU", lambda rows: _rows_of(_BLEU, rows), _bleu_score, str(_BLEU.get_signature())),
     "exact": Metric("exact match", _exact_counts, _exact_score, "equal but for spaces at the ends, percent"),
 }
 

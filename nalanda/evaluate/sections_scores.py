@@ -117,8 +117,8 @@ def headline(record: Record, comparison: Comparison | None) -> list[Block]:
         parts += [f"; the best baseline ({best.name}) reaches {value(bar)}"]
     items: list[tuple[str, Score | str, str]] = []
     for key, meaning in (
-        ("chrf", "letters and words, 0 to 100"),
-        ("bleu", "words, 0 to 100"),
+        ("chrf", "letters and words"),
+        ("bleu", "words"),
         ("exact", "of answers"),
     ):
         found = score(overall, key)

@@ -16,7 +16,7 @@ from nalanda.base.errors import DataError
 from nalanda.evaluate import rows as rows_file
 from nalanda.evaluate import slices
 from nalanda.evaluate.rows import Translation
-from nalanda.evaluate.scoring import Settings
+from nalanda.evaluate.scoring import Settings, Statistics
 from nalanda.evaluate.translation import Difference, compare, evaluate_translations
 
 SETTINGS = Settings(resamples=200)
@@ -57,6 +57,24 @@ def test_scores_are_sacrebleus_and_files_hold_what_is_returned(tmp_path: Path) -
     assert "chrF" in scores["signatures"]["chrf"] or "nc:6" in scores["signatures"]["chrf"]
     assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8")) == scores
     assert rows_file.read(tmp_path / "translations.jsonl") == data
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+def test_any_set_of_rows_scores_as_sacrebleu_does(count: int, wrong: float) -> None:
+    data = rows(count, wrong, seed=count)
+    data += [
+        dataclasses.replace(row, id=f"{row.id}b", hypothesis=text) for row, text in zip(data, ("", "x", "भा"))
+    ]
+    statistics = Statistics.of(data)
+    for inside in (np.arange(len(data)), np.array([len(data) - 1]), np.arange(0, len(data), 2)):
+        found = statistics.measure(inside, SETTINGS)
+        picked = [data[i] for i in inside]
+        hypotheses, references = [row.hypothesis for row in picked], [[row.reference for row in picked]]
+        chrf = CHRF(word_order=2).corpus_score(hypotheses, references).score
+        assert found["chrf"]["value"] == pytest.approx(chrf, abs=1e-9)
+        bleu = BLEU().corpus_score(hypotheses, references).score
+        assert found["bleu"]["value"] == pytest.approx(bleu, abs=1e-9)
 
 
 def test_perplexity_and_bits_per_byte(tmp_path: Path) -> None:
