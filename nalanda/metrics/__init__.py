@@ -1,0 +1,1 @@
+"""Scores as pure functions of counts and arrays, with intervals and tests of significance."""
