@@ -135,7 +135,7 @@ def test_a_text_cut_off_by_the_limit_is_the_last_resort() -> None:
     class Endless(Table):
         def after(self, row: int, prefix: tuple[int, ...]) -> Tensor:
             value = super().after(row, prefix).clone()
-            value[EOS] = -2.0 if row == 1 and len(prefix) == 1 else NEVER
+            value[EOS] = -0.1 if row == 1 and len(prefix) == 1 else NEVER
             return value
 
     found = search(Endless(3), rows=2, beams=3, length_penalty=1.0)
