@@ -36,7 +36,7 @@ from nalanda.corpus.filters import FiltersConfig
 from nalanda.corpus.ledger import Ledger
 from nalanda.corpus.quarantine import Quarantine
 from nalanda.corpus.readers import check, read
-from nalanda.corpus.sources import Code, SourceBase, SourceConfig
+from nalanda.corpus.sources import Code, FileSource, MessagesSource, SourceBase, SourceConfig, expand, inputs
 from nalanda.corpus.split import SPLITS, NearIndex, Split, SplitConfig, key_side
 from nalanda.corpus.store import COLUMNS, SplitWriter, read_parquet_rows
 from nalanda.text.normalize import nfc, split_key
@@ -73,8 +73,27 @@ def source_names(config: CorpusConfig) -> list[str]:
     return names
 
 
+def input_files(config: CorpusConfig) -> dict[str, Path]:
+    """Every file that the sources name, under its config key (with its name, where a key means several).
+
+    Raises DataError for one that is missing. Installed packages and the hub are not files.
+    """
+    places: dict[str, Path] = {}
+    for index, source in enumerate(config.sources):
+        if isinstance(source, FileSource):
+            found = inputs(source)
+            for file in found:
+                key = f"sources.{index}.path"
+                places[key if len(found) == 1 else f"{key}:{file.name}"] = file.path
+        if isinstance(source, MessagesSource) and source.source_path is not None:
+            for language in source.languages or ("",):
+                path = expand(source.source_path, language)[0]
+                places[f"sources.{index}.source_path:{path.name}"] = path
+    return places
+
+
 def build(config: CorpusConfig, folder: Path, progress: ProgressFactory = silent) -> dict[str, Any]:
-    """Reads the sources and writes the corpus into `folder`; returns counts, ledger, notes and a fingerprint.
+    """Reads the sources and writes the corpus into `folder`; returns counts, ledger, notes and a hash of the rows.
 
     Raises DataError where a source is missing, too many of its rows cannot be read, or nothing is kept. The three
     splits take their places together, at the end.
@@ -214,5 +233,5 @@ class _Work:
             "ledger": self.ledger.to_dict(),
             "notes": self.notes,
             "damaged": self.damaged,
-            "fingerprint": self._digest.hexdigest()[:16],
+            "content": self._digest.hexdigest()[:16],
         }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nalanda.base.run import Run
-from nalanda.corpus.build import CorpusConfig, build
+from nalanda.corpus.build import CorpusConfig, build, input_files
 from nalanda.stages.stage import Context, Stage
 
 
@@ -23,12 +23,7 @@ def run(config: CorpusStage, run: Run, context: Context) -> dict[str, Any]:
 
 def inputs(config: CorpusStage) -> dict[str, Path]:
     """The files and folders that the sources name; packages are watched by their versions instead."""
-    places: dict[str, Path] = {}
-    for index, source in enumerate(config.sources):
-        path = getattr(source, "path", None)
-        if path is not None:
-            places[f"sources.{index}.path"] = Path(path)
-    return places
+    return input_files(config)
 
 
 STAGE = Stage(config=CorpusStage, run=run, inputs=inputs)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nalanda.base.errors import DataError
 from nalanda.config import parse
-from nalanda.corpus.build import CorpusConfig, build
+from nalanda.corpus.build import CorpusConfig, build, input_files
 from nalanda.corpus.split import SPLITS, jaccard, trigrams
 from nalanda.corpus.store import count, read_split
 from nalanda.text.normalize import split_key
@@ -118,7 +118,7 @@ def test_the_same_input_gives_the_same_corpus(tmp_path: Path) -> None:
         name = f"{split}.parquet"
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     path.write_bytes(write_pairs(tmp_path / "b.jsonl.gz", many(499)).read_bytes())
-    assert build(config(path), tmp_path / "one")["fingerprint"] != two["fingerprint"]
+    assert build(config(path), tmp_path / "one")["content"] != two["content"]
 
 
 def test_share_and_forced_split(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_share_and_forced_split(tmp_path: Path) -> None:
     assert 400 < sum(result["rows"].values()) < 600
     assert result["ledger"]["total"]["filtered"]["not_sampled"] == 2000 - sum(result["rows"].values())
     other = build(some.model_copy(update={"seed": 1}), tmp_path / "other")
-    assert other["fingerprint"] != result["fingerprint"]
+    assert other["content"] != result["content"]
     forced = full.model_copy(update={"sources": (full.sources[0].model_copy(update={"split": "dev"}),)})
     assert build(forced, tmp_path / "forced")["rows"] == {"train": 0, "dev": 2000, "test": 0}
 
@@ -153,6 +153,26 @@ def test_a_missing_file_stops_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such file; did you mean .*train\.jsonl"):
         build(config(tmp_path / "tarin.jsonl"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_files_of_a_config_are_named_by_key(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl", "hin_Deva.json", "en.json"):
+        (tmp_path / name).touch()
+    sources: list[dict[str, object]] = [
+        {"kind": "jsonl", "path": f"{tmp_path}/a.jsonl"},
+        {"kind": "jsonl", "path": f"{tmp_path}/*.jsonl"},
+        {"kind": "messages", "path": f"{tmp_path}/{{language}}.json", "languages": ["hi"]},
+        {"kind": "babel", "languages": ["hi"]},
+    ]
+    sources[2]["source_path"] = f"{tmp_path}/en.json"
+    found = input_files(parse(CorpusConfig, {"sources": sources}, "test"))
+    assert {key: path.name for key, path in found.items()} == {
+        "sources.0.path": "a.jsonl",
+        "sources.1.path:a.jsonl": "a.jsonl",
+        "sources.1.path:b.jsonl": "b.jsonl",
+        "sources.2.path": "hin_Deva.json",
+        "sources.2.source_path:en.json": "en.json",
+    }
 
 
 def test_an_empty_corpus_says_why(tmp_path: Path) -> None:
