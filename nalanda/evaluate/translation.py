@@ -25,6 +25,7 @@ from nalanda.evaluate import rows as rows_file
 from nalanda.evaluate import slices
 from nalanda.evaluate.rows import Translation
 from nalanda.evaluate.scoring import METRICS, Settings, Statistics
+from nalanda.metrics import bootstrap
 
 FORMAT = 1
 TRANSLATIONS, SCORES = "translations.jsonl", "scores.json"
@@ -104,6 +105,11 @@ class Difference:
     p: float
     rows: int
 
+    @staticmethod
+    def of(found: bootstrap.Comparison, rows: int) -> Difference:
+        """The outcome of a paired bootstrap over `rows` rows."""
+        return Difference(found.first, found.second, found.difference, found.low, found.high, found.p, rows)
+
     @property
     def verdict(self) -> str:
         """The first against the second: 'better', 'worse' or 'not distinguishable' (5 % level, both ways)."""
@@ -150,9 +156,9 @@ def compare(
     left, right = Statistics.of(first), Statistics.of(aligned)
     everything = np.arange(len(first))
     return Comparison(
-        {key: Difference(**left.against(right, key, everything, settings)) for key in METRICS},
+        {key: Difference.of(left.against(right, key, everything, settings), len(first)) for key in METRICS},
         {
-            code: Difference(**left.against(right, "chrf", inside, settings))
+            code: Difference.of(left.against(right, "chrf", inside, settings), len(inside))
             for code, inside in _languages(first).items()
         },
         settings,
