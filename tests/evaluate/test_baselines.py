@@ -98,4 +98,4 @@ def test_queries_against_forty_thousand_pairs_take_seconds() -> None:
     queries = [Query(text, codes[i % 2]) for i, text in enumerate(texts[40000:])]
     started = time.process_time()
     translate_all(queries, pairs)
-    assert time.process_time() - started < 15  # 2 s on one idle core
+    assert time.process_time() - started < 30  # 2 s on an idle core; comparing every pair takes minutes
