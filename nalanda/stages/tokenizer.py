@@ -9,6 +9,7 @@ from typing import Any, Literal
 from nalanda.base.run import Run
 from nalanda.corpus.store import read_split
 from nalanda.stages.stage import Context, Stage
+from nalanda.tokenizer.evaluate import evaluate
 from nalanda.tokenizer.train import TokenizerConfig, train
 
 
@@ -20,18 +21,19 @@ class TokenizerStage(TokenizerConfig):
 
 
 def run(config: TokenizerStage, run: Run, context: Context) -> dict[str, Any]:
-    """Trains on both sides of the training split; writes the tokenizer into the run folder."""
-    tokenizer = train(texts(config.corpus, "train"), config, context.progress)
+    """Trains on the training split; writes the tokenizer into the run folder and measures its fit on dev."""
+    tokenizer = train((text for _, text in texts(config.corpus, "train")), config, context.progress)
     tokenizer.save(run.path)
-    return {"vocabulary": tokenizer.vocabulary, "tokenizer": tokenizer.fingerprint}
+    fit = {code: row.to_dict() for code, row in evaluate(tokenizer, texts(config.corpus, "dev")).items()}
+    return {"vocabulary": tokenizer.vocabulary, "tokenizer": tokenizer.fingerprint, "fit": fit}
 
 
-def texts(corpus: Path, split: str) -> Iterator[str]:
-    """Every text of a split, both sides of pairs, each once per row."""
+def texts(corpus: Path, split: str) -> Iterator[tuple[str, str]]:
+    """Language and text of every text of a split; of pairs, both sides."""
     for document in read_split(corpus, split):
-        yield document.text
+        yield document.language, document.text
         if document.target is not None:
-            yield document.target
+            yield document.target_language, document.target
 
 
 STAGE = Stage(config=TokenizerStage, run=run, inputs=lambda config: {"corpus": config.corpus})
