@@ -60,7 +60,11 @@ class Loader:
             if self._at_end():
                 raise StopIteration
             step, self._next = self._next, self._next + 1
-            return step, self.source.step(step)
+            try:
+                return step, self.source.step(step)
+            except BaseException:
+                self.close()
+                raise
         while len(self._waiting) < self.depth and not self._at_end():
             self._waiting.append((self._next, self._pool.submit(self.source.step, self._next)))
             self._next += 1
