@@ -9,7 +9,7 @@ x -> self-attention -> (cross-attention, where there is an encoder) -> feed-forw
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -25,17 +25,17 @@ from nalanda.nn.spec import BlockSpec
 SubLayer = Callable[[Tensor], Tensor]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True)
 class Shared:
     """What all blocks of a stack share in one forward."""
 
     masks: dict[int | None, AttentionMask]
-    tables: Tables | None = None
-    cross_mask: AttentionMask = field(default_factory=AttentionMask)
-    memory_BSD: Tensor | None = None
-    memory_tables: Tables | None = None
-    maps: list[Tensor] | None = None
-    cross_maps: list[Tensor] | None = None
+    cross_mask: AttentionMask
+    tables: Tables | None
+    memory_tables: Tables | None
+    memory_BSD: Tensor | None
+    maps: list[Tensor] | None
+    cross_maps: list[Tensor] | None
 
 
 def pre(x_BTD: Tensor, norm: nn.Module, dropout: nn.Module, sublayer: SubLayer) -> Tensor:

@@ -5,8 +5,21 @@ dropout = Dropout(0.1)
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def dropout_cpu(x: Tensor, probability: float) -> Tensor:
+    """F.dropout with 16 random bits a number (the probability is rounded to 1/65536) where it draws 32.
+
+    For 2000 x 192, forward and backward: 1.5 ms, F.dropout 3.5 ms.
+    """
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), 2**63 - 1)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    dropped = round(probability * 2**16)
+    keep = (bits >= dropped - 2**15).to(x.dtype)
+    return x * keep.mul_(2**16 / (2**16 - dropped))
 
 
 class Dropout(nn.Module):
@@ -20,4 +33,6 @@ class Dropout(nn.Module):
         """Same shape out."""
         if not self.training or self.probability == 0.0:
             return x
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return dropout_cpu(x, self.probability)
         return F.dropout(x, self.probability)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AttentionMask:
     """What `attend` adds to the scores: `bias` (0 or -inf, or a learned bias; None: nothing), or the causal order."""
 
@@ -22,7 +22,7 @@ class AttentionMask:
     causal: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Places:
     """One side of an attention: its segments (None: all one document) and positions, B x T (positions B or 1 x T)."""
 

@@ -14,7 +14,7 @@ from nalanda.nn.block import Block, Shared
 from nalanda.nn.cache import Cache
 from nalanda.nn.embed import Embed
 from nalanda.nn.initialize import initialize
-from nalanda.nn.mask import Places, cross_mask, distances, self_masks
+from nalanda.nn.mask import AttentionMask, Places, cross_mask, distances, self_masks
 from nalanda.nn.norm import build_norm
 from nalanda.nn.position import RelativeBias, Rotary, Tables
 from nalanda.nn.spec import BlockSpec, PositionSpec, Spec
@@ -69,8 +69,7 @@ class Stack(nn.Module):
         """B x T x D hidden states. `query` describes the columns of `x`, `key` those it may look at (the same,
         without a cache); `source` describes the memory's."""
         x_BTD = self.embed(x_BTD, query.positions_BT, token_types_BT)
-        shared = self._shared(x_BTD, query, key, memory_BSD, source)
-        shared.maps, shared.cross_maps = captured.get("attention"), captured.get("cross_attention")
+        shared = self._shared(compute_dtype(x_BTD), query, key, memory_BSD, source, captured)
         residuals = captured.get("residuals")
         for index, block in enumerate(self.blocks):
             if residuals is not None:
@@ -81,19 +80,24 @@ class Stack(nn.Module):
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
     def _shared(
-        self, x_BTD: Tensor, query: Places, key: Places, memory_BSD: Tensor | None, source: Places | None
+        self,
+        dtype: torch.dtype,
+        query: Places,
+        key: Places,
+        memory_BSD: Tensor | None,
+        source: Places | None,
+        captured: dict[str, list[Tensor]],
     ) -> Shared:
-        dtype = compute_dtype(x_BTD)
         learned = None if self.relative is None else self.relative(distances(query, key))
-        shared = Shared(
+        return Shared(
             masks=self_masks(query, key, self.causal, self.windows, learned, dtype),
+            cross_mask=AttentionMask() if source is None else cross_mask(query, source, dtype),
             tables=self._tables(query, dtype),
+            memory_tables=None if source is None else self._tables(source, dtype),
             memory_BSD=memory_BSD,
+            maps=captured.get("attention"),
+            cross_maps=captured.get("cross_attention"),
         )
-        if source is not None:
-            shared.cross_mask = cross_mask(query, source, dtype)
-            shared.memory_tables = self._tables(source, dtype)
-        return shared
 
     def _tables(self, places: Places, dtype: torch.dtype) -> Tables | None:
         return None if self.rotary is None else self.rotary(places.positions_BT, dtype)
