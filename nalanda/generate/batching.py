@@ -44,7 +44,7 @@ def check_prompts(model: Model, prompts: Sequence[Sequence[int]]) -> None:
 
 
 def room(model: Model, prompts: Sequence[Sequence[int]], wanted: int) -> list[int]:
-    """How many new tokens each prompt can get, at most `wanted`: the last one need not be read, so it needs no place."""
+    """How many new tokens each prompt can get, at most `wanted`: the last one is not read, so it needs no place."""
     spec = model.transformer.spec
     limit = spec.decoder_position.limit
     if limit is None:

@@ -8,7 +8,7 @@ import torch
 from nalanda.generate.decode import settled
 from nalanda.generate.stopping import StopStrings
 
-PIECES = ["", "he", "llo", " wor", "ld", "l", "o ", "w", "\n", "\nUs", "er:", "User"]
+PIECES = ["", "he", "llo", " wor", "ld", "l", "o ", "w", "\n", "\nUs", "er:", "Us"]
 
 
 class Pieces:
