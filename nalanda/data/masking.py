@@ -4,7 +4,8 @@
     targets  [BOS] a   b    c d e f [EOS]        one, 10 % stay (BERT: Devlin et al., 2019); only the chosen are
     weight     0   0   1    0 1 1 0   0          trained. Special tokens are never chosen.
 
-`whole_words` chooses words instead of tokens, so that a word's end does not give its beginning away.
+`whole_words` chooses words instead of tokens, so that a word's end does not give its beginning away (a text of
+one word excepted: there tokens are chosen).
 Which tokens are chosen is a pure function of (seed, step, sample).
 """
 
@@ -68,6 +69,9 @@ class Masker:
         if self.word_starts is not None:
             after_other = (rows.places() == 0) | ~np.concatenate([[True], eligible[:-1]])
             begins &= self.word_starts[rows.flat] | after_other
+            # A text of one word would be hidden whole, with nothing left to infer it from: choose its tokens.
+            words = np.bincount(row[begins], minlength=len(rows))
+            begins |= eligible & (words == 1)[row]
         units = np.bincount(row[begins], minlength=len(rows)).astype(np.int64)
         count = np.floor(units * self.config.rate + uniform(keys, np.zeros(len(rows), dtype=np.int64)))
         unit_rows = Ragged(units, units)  # only the lengths are used

@@ -81,6 +81,14 @@ def test_whole_words_are_chosen_whole(make: Any) -> None:
     assert (first[:, 1] != first[:, 3]).any()
 
 
+def test_a_text_of_one_word_is_not_hidden_whole(make: Any) -> None:
+    masker = Masker(MaskedConfig(**make.values(rate=0.3, whole_words=True)), make.tokenizer)
+    rows = ragged([[1, 41, 42, 45, 48, 2]] * 200)  # 42, 45 and 48 go on with the word
+    chosen = masker.choose(rows, row_keys(1, "x", 0, np.arange(200))).reshape(200, 6)
+    assert set(chosen.sum(1).tolist()) == {1, 2}
+    assert not chosen[:, [0, 5]].any()
+
+
 def test_masks_change_with_the_step_and_not_in_evaluation(make: Any) -> None:
     source = make.masked()
     ids = np.arange(8)
