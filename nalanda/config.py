@@ -44,7 +44,11 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML 1.1 with two mends: `2e-4` is a number, and a key given twice is an error."""
+    """YAML with three mends: `2e-4` is a number, `off` a word, and a key given twice an error."""
+
+
+class _StrictDumper(yaml.SafeDumper):
+    """Quotes a text that the loader would take for a number."""
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -65,15 +69,23 @@ _FLOAT = r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]
 |\.[0-9_]+(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"""
 
 
-def _install_float() -> None:
+def _install_resolvers() -> None:
+    """Numbers like 2e-4, and only `true` and `false` as booleans: `off` and `no` (Norwegian) are words."""
     import re
 
+    boolean, number = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+    _StrictLoader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag != boolean]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for kind in (_StrictLoader, _StrictDumper):
+        kind.add_implicit_resolver(number, re.compile(_FLOAT, re.X), list("-+0123456789."))
     _StrictLoader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(_FLOAT, re.X), list("-+0123456789.")
+        boolean, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
     )
 
 
-_install_float()
+_install_resolvers()
 
 
 def parse_yaml(text: str, origin: str) -> Any:
@@ -239,7 +251,7 @@ def _keys_at(kind: type[BaseModel], path: list[Any]) -> list[str]:
 
 def dump_yaml(values: dict[str, Any]) -> str:
     """`values` as YAML that `load_yaml` reads back equal, keys in their order, scripts readable."""
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(values, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def is_optional(annotation: Any) -> bool:

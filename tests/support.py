@@ -8,11 +8,11 @@ from nalanda import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
-    *[f"corpus.sources.{i}.share={share}" for i, share in enumerate((0.01, 0.05, 0.05))],
+    *[f"corpus.sources.{i}.share={share}" for i, share in enumerate((0.06, 0.2, 0.2))],
     "corpus.sources.0.languages=[hin_Deva,tam_Taml]",
     "corpus.sources.1.languages=[hin_Deva,tam_Taml]",
     "corpus.sources.2.languages=[hin_Deva,tam_Taml]",
-    "tokenizer.vocabulary=500",
+    "tokenizer.vocabulary=700",
     *[
         f"{stage}.{change}"
         for stage in ("pretrain", "finetune", "scratch")

@@ -16,11 +16,11 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import shutil
 import tempfile
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ class _Work:
                 with Quarantine(
                     self.ledger, self.folder / "quarantine", name, self.config.max_quarantined
                 ) as quarantine:
-                    for row, document in enumerate(read(source, quarantine), start=1):
+                    for row, document in enumerate(islice(read(source, quarantine), source.rows), start=1):
                         if row % 1000 == 0:
                             bar.update(1000, source=name)
                         self._place(self._normal(document), name, source, train)
@@ -216,7 +216,7 @@ class _Work:
         rows = read_parquet_rows(draft)
         with progress("comparing with held-out rows", total=sum(self._drafted), unit="rows") as bar:
             for name, number in zip(self.names, self._drafted):
-                for row, document in enumerate(itertools.islice(rows, number), start=1):
+                for row, document in enumerate(islice(rows, number), start=1):
                     if row % 1000 == 0:
                         bar.update(1000, source=name)
                     reason = near(split_key(key_side(document, self.config.english)))

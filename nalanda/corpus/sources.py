@@ -49,6 +49,7 @@ class SourceBase(Config):
     origin: str = ""
     split: Literal["train", "dev", "test"] | None = None
     share: float = Field(default=1.0, gt=0, le=1)
+    rows: int | None = Field(default=None, gt=0, description="read at most so many rows, for trials")
 
 
 class FileSource(SourceBase):

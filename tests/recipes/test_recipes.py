@@ -12,7 +12,7 @@ from support import ROOT, TINY, nalanda
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 SMALL = [
     "corpus.sources.0.share=0.03",
-    "tokenizer.vocabulary=500",
+    "tokenizer.vocabulary=700",
     "model.budget={steps: 2}",
     "model.evaluation.every=1",
     "model.evaluation.batches=1",
@@ -32,7 +32,7 @@ def changes(recipe: str, folder: Path) -> list[str]:
         return [
             *changed,
             f"corpus.sources.0.path={path}",
-            "corpus.split.near=null",
+            "corpus.split.near=0",
             "tokenizer.vocabulary=330",
         ]
     return [*SMALL, "corpus.sources.1.share=0.2"]
