@@ -22,7 +22,7 @@ _GPU_LOGITS = 2**26  # 256 MiB
 
 def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
     """How many rows of logits to hold at once on `device`."""
-    return max(64, (_CPU_LOGITS if device.type == "cpu" else _GPU_LOGITS) // vocabulary)
+    return max(256, (_CPU_LOGITS if device.type == "cpu" else _GPU_LOGITS) // vocabulary)
 
 
 def linear_cross_entropy(
