@@ -1,8 +1,8 @@
 """The same random weights in Hugging Face's model and in ours give the same numbers, in fp32.
 
 Each case is a function that returns (their model, our model, {our weight: theirs}); `copy` fills ours, strictly:
-every weight of ours is written, and every one of theirs is read. Measured on the machine of 2026: largest difference
-6e-7 (BERT), 2e-7 (GPT-2), 3e-7 (Llama), 2e-6 (T5), 5e-7 (Marian); logits and states are of size 1 to 10.
+every weight of ours is written, and every one of theirs is read. Measured: the largest difference is 2.1e-6 (BERT and
+GPT-2, on logits up to 5), so 1e-5 leaves room for other machines' kernels.
 """
 
 from __future__ import annotations

@@ -90,10 +90,8 @@ def test_padding_changes_nothing(kind: str, position: str, left: int, right: int
     torch.testing.assert_close(
         found.hidden_BTD[:, left : left + 6], expected.hidden_BTD, atol=TOLERANCE, rtol=0
     )
-    for head_place in ("labels",):
-        one = model.logits(found.hidden_BTD, head_place, padded["segments"])
-        two = model.logits(expected.hidden_BTD, head_place)
-        torch.testing.assert_close(one, two, atol=TOLERANCE, rtol=0)
+    one = model.logits(found.hidden_BTD, "labels", padded["segments"])
+    torch.testing.assert_close(one, model.logits(expected.hidden_BTD, "labels"), atol=TOLERANCE, rtol=0)
     solo = [model({key: value[i : i + 1] for key, value in batch.items()}).hidden_BTD for i in range(3)]
     torch.testing.assert_close(torch.cat(solo), expected.hidden_BTD, atol=TOLERANCE, rtol=0)
 
@@ -184,13 +182,15 @@ def test_bf16_compute_is_close_and_keeps_masters() -> None:
         assert 1e-4 < difference < 0.05
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder", "encoder_decoder"])
-@pytest.mark.parametrize("position", ["relative", "rotary"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "position"), [("encoder", "learned"), ("decoder", "rotary"), ("encoder_decoder", "relative")]
+)
 def test_training_forward_is_one_graph_for_all_shapes(kind: str, position: str) -> None:
     """fullgraph raises at a graph break, and error_on_recompile at a shape that needs another graph."""
     model = make(kind, position, norm="rms", dropout=0.1).train()
     torch.compiler.reset()
-    compiled = torch.compile(model, backend="aot_eager", dynamic=True, fullgraph=True)
+    compiled = torch.compile(model, backend="eager", dynamic=True, fullgraph=True)
     for rows, width in ((3, 9), (5, 12)):
         segments = torch.ones(rows, width, dtype=torch.int32)
         batch = {"ids": tokens(rows, width), "segments": segments, "positions": segments.cumsum(1).int() - 1}
