@@ -4,7 +4,9 @@
     with compiled(model, decision): ...
 
 Compiled code is dynamic in every shape from its first step, and the first batch it sees is always the run's first
-(`warm_up`), also after a resume: the same code is generated each time, so a resumed run stays bit-equal.
+(the loop's warm-up), also after a resume: the same code is generated each time, so a resumed run stays bit-equal.
+`auto` compiles long runs on GPUs. On CPUs it does not: a 3+3 layer, 192 wide model took 92 s of CPU time to compile
+and then ran no faster (0.6 s a step against 0.5 s uncompiled, torch 2.13, AVX2).
 """
 
 from __future__ import annotations
@@ -17,55 +19,48 @@ from typing import Any, Literal
 
 import torch
 
-from nalanda.base.errors import RunError
 from nalanda.train.schedule import BudgetConfig
 
 Mode = Literal["auto", "on", "off"]
-_WORTH_STEPS = 5_000  # compiling takes about as long as the few per cent it saves in so many small CPU steps
-_WORTH_MINUTES = 30.0
+_WORTH_STEPS = 2_000  # fewer, and the minute or so that compiling takes is not won back
+_WORTH_MINUTES = 10.0
+_NO_COMPILER = "no C++ compiler was found: running without torch.compile (install g++ to have it)"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether to compile, and a line for the user where that is not what one might expect."""
+    """Whether to compile, and a line for the user where that is not what was asked for."""
 
     compiled: bool
     note: str = ""
 
 
 def compiler() -> str | None:
-    """The C++ compiler that generated CPU code needs, or None."""
+    """The C++ compiler that generated code needs, or None."""
     return next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
 
 
 def decide(mode: Mode, device: torch.device, budget: BudgetConfig) -> Decision:
-    """Raises RunError when compiling is asked for (`on`) and cannot be done."""
-    if mode == "off":
-        return Decision(False)
-    missing = device.type == "cpu" and compiler() is None
-    if missing and mode == "on":
-        raise RunError("compile: on needs a C++ compiler (install g++), or use compile: off")
-    if mode == "on":
-        return Decision(True)
+    """What `mode` means on `device` for a run of this length; without a C++ compiler, eager with a note."""
     long = (budget.steps or 0) >= _WORTH_STEPS or (budget.minutes or 0) >= _WORTH_MINUTES
-    if not long:
-        return Decision(False)
-    if missing:
-        return Decision(
-            False, "no C++ compiler was found: running without torch.compile (install g++ for more speed)"
-        )
-    return Decision(True)
+    wanted = mode == "on" or (mode == "auto" and device.type == "cuda" and long)
+    if wanted and compiler() is None:
+        return Decision(False, _NO_COMPILER)
+    return Decision(wanted)
 
 
 @contextlib.contextmanager
 def compiled(model: Any, decision: Decision) -> Iterator[None]:
-    """Inside, calling `model` runs compiled code where that was decided."""
+    """Inside, calling `model` runs compiled code where that was decided.
+
+    Sizes that are equal by chance in the first batch are still two sizes: no later batch makes it compile again.
+    """
     if not decision.compiled:
         yield
         return
     import torch.fx.experimental._config as shapes
 
-    with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]  # two sizes equal by chance in the first batch stay two sizes
+    with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
         model.compile(dynamic=True)
         try:
             yield

@@ -45,6 +45,7 @@ from nalanda.train.checkpoint import (
 from nalanda.train.compile import Mode, compiled, decide
 from nalanda.train.hooks import Hook, Moment
 from nalanda.train.interrupt import Interruption
+from nalanda.train.lanes import Lanes, lanes_for
 from nalanda.train.optimizer import AdamWConfig, Optimizer, OptimizerConfig
 from nalanda.train.precision import Precision, resolve
 from nalanda.train.schedule import Budget, BudgetConfig, ScheduleConfig
@@ -160,6 +161,7 @@ class Trainer:
         self._log = log
         self.precision = resolve(config.precision, device)
         self.decision = decide(config.compile, device, config.budget)
+        self.lanes = Lanes(lanes_for(model, device, self.decision.compiled))
         self.schedule = config.schedule.in_shares(config.budget)
         self.budget = Budget(config.budget, _replayed(config.budget))
         self.optimizer = Optimizer(config.optimizer, model)
@@ -230,13 +232,14 @@ class Trainer:
     def _environment(self) -> Row:
         return {
             "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
+            "threads": self.lanes.threads,
             "instruction set": torch.backends.cpu.get_cpu_capability(),
             "device": torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
             else self.device.type,
             "precision": self.precision,
             "compiled": self.decision.compiled,
+            "lanes": self.lanes.count,
         }
 
     # -- run -------------------------------------------------------------------------------------------------------
@@ -248,6 +251,7 @@ class Trainer:
         total, self.model = self.budget.total, self.model.train()
         with (
             compiled(self.model, self.decision),
+            self.lanes,
             Interruption() as interruption,
             Loader(self.source, self.budget.step, self.config.workers) as loader,
             progress("training", total=total, unit="steps") as bar,
@@ -281,7 +285,7 @@ class Trainer:
     def _step(self, batches: list[Batch], began: float) -> None:
         step = self.budget.step
         progress = self.budget.begin()
-        result = accumulate(self.model, self.objective, batches, **self._how(step))
+        result = accumulate(self.model, self.objective, batches, lanes=self.lanes, **self._how(step))
         limit = self.config.clip if self.config.clip is not None else float("inf")
         norm = float(nn.utils.clip_grad_norm_(self.optimizer.parameters, limit))
         check_gradient(norm, step, batches)

@@ -20,6 +20,7 @@ from nalanda.base.errors import DataError, RunError
 from nalanda.base.seeds import derive
 from nalanda.data.batch import Batch, move
 from nalanda.objectives.loss import Objective, add_counts
+from nalanda.train.lanes import Lanes, split
 from nalanda.train.precision import autocast
 
 
@@ -47,6 +48,7 @@ def accumulate(
     step: int,
     precision: str,
     device: torch.device,
+    lanes: Lanes | None = None,
 ) -> Step:
     """Adds the gradient of the step's loss to the weights' `.grad` and returns what to log.
 
@@ -60,22 +62,36 @@ def accumulate(
         )
     result = Step(loss=0.0)
     losses: list[Tensor] = []
+    owners: list[Batch] = []
     metrics: dict[str, list[Tensor]] = {}
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    alone = lanes is None or lanes.count == 1
+
+    def work(part: Batch) -> tuple[Tensor, Sequence[Tensor | None], dict[str, Tensor]]:
+        with autocast(precision, device):
+            loss = objective(model, move(part, device), totals)
+        found = [term / totals[name] for name, term in loss.terms.items() if totals[name]]
+        total = torch.stack(found).sum()
+        sums = {name: torch.stack([v.detach().double() for v in pair]) for name, pair in loss.metrics.items()}
+        gradients: Sequence[Tensor | None] = []
+        if total.requires_grad and alone:
+            total.backward()
+        elif total.requires_grad:  # lanes share the weights, so none may write to their `.grad`
+            gradients = torch.autograd.grad(total, weights, allow_unused=True)
+        return total.detach(), gradients, sums
+
     for micro, batch in enumerate(batches):
         torch.manual_seed(derive(seed, "step", step, micro))
-        with autocast(precision, device):
-            loss = objective(model, move(batch, device), totals)
-        parts = [term / totals[name] for name, term in loss.terms.items() if totals[name]]
-        total = torch.stack(parts).sum()
-        if total.requires_grad:
-            total.backward()
-        losses.append(total.detach())
-        for name, pair in loss.metrics.items():
-            value = torch.stack([part.detach().double() for part in pair])
-            metrics.setdefault(name, []).append(value)
+        parts = [batch] if lanes is None else split(batch, lanes.count)
+        for total, gradients, sums in map(work, parts) if lanes is None else lanes.run(work, parts):
+            losses.append(total)
+            _add(weights, gradients)
+            for name, value in sums.items():
+                metrics.setdefault(name, []).append(value)
+        owners += [batch] * len(parts)
         _count(result, batch)
     values = torch.stack(losses).double().tolist()
-    for value, batch in zip(values, batches, strict=True):
+    for value, batch in zip(values, owners, strict=True):
         if not math.isfinite(value):
             raise RunError(f"step {step + 1}: the loss is {value}; {_samples([batch])}; {_ADVICE}")
     result.loss = math.fsum(values)
@@ -83,6 +99,13 @@ def accumulate(
         top, bottom = torch.stack(pairs).sum(0).tolist()
         result.metrics[name] = (top, bottom)
     return result
+
+
+def _add(weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Adds a lane's gradients to the weights' `.grad`; an empty sequence adds nothing."""
+    for weight, gradient in zip(weights, gradients):
+        if gradient is not None:
+            weight.grad = gradient if weight.grad is None else weight.grad + gradient
 
 
 _ADVICE = (

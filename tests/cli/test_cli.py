@@ -135,10 +135,10 @@ def test_a_single_stage_into_a_foreign_folder_is_refused(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text(f"verb: tokenizer\ncorpus: {tiny_run / 'quickstart' / 'corpus'}\nvocabulary: 500\n")
+    recipe.write_text(f"verb: tokenizer\ncorpus: {tiny_run / 'quickstart' / 'corpus'}\nvocabulary: 600\n")
     assert nalanda("tokenizer", str(recipe), "--runs", str(tmp_path)) == 0
-    assert nalanda("tokenizer", str(recipe), "vocabulary=510", "--runs", str(tmp_path)) == 4
-    assert "vocabulary: 500 -> 510" in error(capsys)[0]
+    assert nalanda("tokenizer", str(recipe), "vocabulary=610", "--runs", str(tmp_path)) == 4
+    assert "vocabulary: 600 -> 610" in error(capsys)[0]
     assert nalanda("tokenizer", str(recipe), "vocabulary=300000", "name=big", "--runs", str(tmp_path)) == 3
     assert "vocabulary" in error(capsys)[0]
 
@@ -149,7 +149,7 @@ def test_the_tokenizer_of_another_model_is_refused(
     run = tiny_run / "quickstart"
     tokenizer, train = tmp_path / "tok.yaml", tmp_path / "train.yaml"
     tokenizer.write_text(
-        f"verb: tokenizer\ncorpus: {run / 'corpus'}\nvocabulary: 490\nlanguages: [hin_Deva, tam_Taml]\n"
+        f"verb: tokenizer\ncorpus: {run / 'corpus'}\nvocabulary: 590\nlanguages: [hin_Deva, tam_Taml]\n"
     )
     assert nalanda("tokenizer", str(tokenizer), "--runs", str(tmp_path)) == 0
     train.write_text(
