@@ -216,6 +216,9 @@ def test_positions_bound_a_decoder(make_model: Make, tokenizer: Any, kind: Any) 
     assert {g.finish for g in found} == {"length"}
     for prompt, generation in zip(prompts, found):
         same(generate(model, [prompt], tokenizer, config)[0], generation)
+    # One row of many ends at the last position; until it leaves the batch it must not be read beyond it.
+    crowd = generate(model, [[5] * 23] + [[5] * 3] * 20, tokenizer, config)
+    assert [len(g.ids) for g in crowd] == [2] + [9] * 20
 
 
 def test_a_stop_string_ends_the_text_before_it(model: Model, tokenizer: Any, prompts: Prompts) -> None:
