@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from torch import Tensor
 from nalanda.base.errors import DataError
 from nalanda.generate.options import Vocabulary
 from nalanda.nn.model import Model
+
+Result = TypeVar("Result")
 
 
 def check_tokenizer(model: Model, tokenizer: Vocabulary) -> None:
@@ -85,6 +89,30 @@ def pad(
     real_BT = (positions_BT >= 0) & (positions_BT < length_B1)
     positions_BT = (positions_BT * real_BT).int()
     return ids_BT.to(device), real_BT.int().to(device), positions_BT.to(device)
+
+
+def in_lanes(
+    work: Callable[[list[int]], Result], batches: Sequence[list[int]], model: Model
+) -> Generator[tuple[list[int], Result], None, None]:
+    """Each batch with its `work`, in the batches' order; on a CPU, one batch per core at a time.
+
+    A step of decoding is many short operations. Two threads inside each of them meet at a barrier every few
+    microseconds, which costs several times the work on a busy machine; a batch that one core does alone never waits.
+    Use it in `contextlib.closing`, which gives the threads back whatever happens.
+    """
+    threads = torch.get_num_threads()
+    device = next(model.parameters()).device
+    # Autocast belongs to the calling thread: under it, that thread does the work.
+    if device.type != "cpu" or threads == 1 or len(batches) == 1 or torch.is_autocast_enabled("cpu"):
+        yield from zip(batches, map(work, batches))
+        return
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        yield from zip(batches, pool.map(work, batches))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 @contextmanager

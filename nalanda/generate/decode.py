@@ -14,10 +14,11 @@ Prompts are sorted by length and cut into batches. What a prompt gives does not 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 from nalanda.base import seeds
 from nalanda.base.progress import ProgressFactory, silent
-from nalanda.generate.batching import check_prompts, check_tokenizer, evaluating, plan
+from nalanda.generate.batching import check_prompts, check_tokenizer, evaluating, in_lanes, plan
 from nalanda.generate.engine import Session
 from nalanda.generate.options import DecodeConfig, Generation, Vocabulary
 from nalanda.nn.model import Model
@@ -45,15 +46,24 @@ def generate(
         raise ValueError(f"{len(numbers)} request numbers for {len(prompts)} prompts")
     check_tokenizer(model, tokenizer)
     check_prompts(model, prompts)
-    results: dict[int, Generation] = {}
     lengths = [len(prompt) for prompt in prompts]
-    with evaluating(model), progress("generating", total=len(prompts), unit="texts") as bar:
-        for batch in plan(lengths, config.batch_tokens, extra=config.max_length, width=config.width):
-            row_seeds = [_seed(config, numbers[i]) for i in batch]
-            session = Session(model, [prompts[i] for i in batch], row_seeds, tokenizer, config)
-            while session.alive:
-                session.advance()
-            results.update(zip(batch, session.results()))
+    batches = plan(lengths, config.batch_tokens, extra=config.max_length, width=config.width)
+
+    def work(batch: list[int]) -> list[Generation]:
+        row_seeds = [_seed(config, numbers[i]) for i in batch]
+        session = Session(model, [prompts[i] for i in batch], row_seeds, tokenizer, config)
+        while session.alive:
+            session.advance()
+        return session.results()
+
+    results: dict[int, Generation] = {}
+    with (
+        evaluating(model),
+        progress("generating", total=len(prompts), unit="texts") as bar,
+        closing(in_lanes(work, batches, model)) as lanes,
+    ):
+        for batch, found in lanes:
+            results.update(zip(batch, found))
             bar.update(len(batch))
     return [results[i] for i in range(len(prompts))]
 

@@ -37,7 +37,7 @@ class DecodeConfig(Config):
     no_repeat_ngram: int = Field(default=0, ge=0)  # 0: none
     stop: tuple[str, ...] = ()
     seed: int = 0
-    batch_tokens: int = Field(default=16384, gt=0)  # cache places held at once: rows x beams x (prompt + new)
+    batch_tokens: int = Field(default=16384, gt=0)  # cache places of a batch: rows x beams x (prompt + new)
 
     @field_validator("stop")
     @classmethod

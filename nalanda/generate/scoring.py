@@ -9,13 +9,14 @@ A target is scored exactly as given: append EOS to score a complete text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor
 
 from nalanda.base.errors import DataError
 from nalanda.base.progress import ProgressFactory, silent
-from nalanda.generate.batching import check_prompts, evaluating, pad, plan, room
+from nalanda.generate.batching import check_prompts, evaluating, in_lanes, pad, plan, room
 from nalanda.nn.model import Model
 
 _CHUNK = 2**22  # logits held at once: 16 MiB
@@ -40,11 +41,18 @@ def log_probabilities(
         raise ValueError(f"{len(targets)} targets for {len(prompts)} prompts")
     check_prompts(model, prompts)
     _check_targets(model, prompts, targets)
+    batches = plan([len(p) + len(t) for p, t in zip(prompts, targets)], batch_tokens)
+
+    def work(batch: list[int]) -> list[list[float]]:
+        return _score(model, [prompts[i] for i in batch], [targets[i] for i in batch], bos)
+
     results: dict[int, list[float]] = {}
-    lengths = [len(prompt) + len(target) for prompt, target in zip(prompts, targets)]
-    with evaluating(model), progress("scoring", total=len(prompts), unit="texts") as bar:
-        for batch in plan(lengths, batch_tokens):
-            rows = _score(model, [prompts[i] for i in batch], [targets[i] for i in batch], bos)
+    with (
+        evaluating(model),
+        progress("scoring", total=len(prompts), unit="texts") as bar,
+        closing(in_lanes(work, batches, model)) as lanes,
+    ):
+        for batch, rows in lanes:
             results.update(zip(batch, rows))
             bar.update(len(batch))
     return [results[i] for i in range(len(prompts))]

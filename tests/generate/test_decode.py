@@ -325,6 +325,27 @@ def test_progress_counts_the_texts(make_model: Make, tokenizer: Any, prompts: Pr
     assert len(seen) > 1
 
 
+@pytest.mark.parametrize("kind", ["sample", "beam"])
+def test_batches_on_several_cores_give_the_same_and_give_the_threads_back(
+    model: Model, tokenizer: Any, prompts: Prompts, kind: Any
+) -> None:
+    config = DecodeConfig(kind=kind, max_length=6, batch_tokens=60)
+    serial = generate(model, prompts, tokenizer, config)
+    torch.set_num_threads(2)  # the fixture puts it back
+    for one, other in zip(generate(model, prompts, tokenizer, config), serial):
+        same(one, other)
+    assert torch.get_num_threads() == 2
+
+    class Broken:
+        def decode(self, ids: Sequence[int]) -> str:
+            raise KeyboardInterrupt
+
+    broken = type("Broken", (Broken, type(tokenizer)), {})()
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, prompts, broken, config)
+    assert torch.get_num_threads() == 2
+
+
 def test_alternatives_are_in_order(make_model: Make, tokenizer: Any, prompts: Prompts) -> None:
     config = DecodeConfig(kind="beam", beams=5, n_best=4, length_penalty=0.0, max_length=12)
     for best in generate(make_model("seq2seq relative"), prompts, tokenizer, config):
