@@ -159,6 +159,7 @@ def atomic_folder(path: Path, manifest: bool = True) -> Iterator[Path]:
                 write_manifest(draft)
             for file in draft.rglob("*"):
                 if file.is_file():
+                    os.chmod(file, 0o666 & ~_umask())  # safetensors makes files that only their owner can read
                     with file.open("rb+") as handle:
                         os.fsync(handle.fileno())
             os.chmod(draft, 0o777 & ~_umask())

@@ -65,3 +65,11 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_fingerprint_ignores_the_order_of_keys() -> None:
     assert io.fingerprint({"a": 1, "b": [2]}) == io.fingerprint({"b": [2], "a": 1})
     assert io.fingerprint({"a": 1}) != io.fingerprint({"a": 2})
+
+
+def test_files_of_a_folder_can_be_read_by_others(tmp_path: Path) -> None:
+    with io.atomic_folder(tmp_path / "f") as draft:
+        (draft / "x").write_text("private")
+        (draft / "x").chmod(0o600)
+    (tmp_path / "plain").write_text("as the umask says")
+    assert (tmp_path / "f" / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
