@@ -24,6 +24,8 @@ TINY = [
             "threads=1",
         )
     ],
+    "finetune.translations.rows=4",
+    "scratch.translations.rows=4",
     "pretrain.model.layers=1",
     "pretrain.model.hidden=32",
     "pretrain.model.inner=64",

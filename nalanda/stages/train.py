@@ -6,6 +6,7 @@ tokenizer, source, dev source -> model (new, or taken from a folder) -> loop -> 
 from __future__ import annotations
 
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,8 +16,11 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from nalanda.base import seeds
 from nalanda.base.errors import DataError
 from nalanda.base.run import Run
+from nalanda.corpus.document import Document
+from nalanda.corpus.store import read_split
 from nalanda.data.build import AnyDataConfig, build_source
 from nalanda.data.mixture import MixtureConfig
+from nalanda.data.pairs import PairsConfig
 from nalanda.data.preview import check_source
 from nalanda.data.source import Source
 from nalanda.models.exchange import load_model
@@ -29,6 +33,7 @@ from nalanda.objectives.tokens import TokensConfig
 from nalanda.stages import export
 from nalanda.stages.pipeline import model_folder
 from nalanda.stages.stage import Context, Stage
+from nalanda.stages.watch import Translations, TranslationsConfig
 from nalanda.tokenizer.tokenizer import Tokenizer
 from nalanda.train.checkpoint import CheckpointConfig
 from nalanda.train.hooks import Evaluation, EvaluationConfig, Hook, TensorBoard
@@ -52,6 +57,7 @@ class TrainStage(LoopConfig):
     ]
     objective: ObjectiveConfig = TokensConfig()
     evaluation: EvaluationConfig | None = EvaluationConfig()
+    translations: TranslationsConfig | None = Field(None, description="translate dev rows while training")
     threads: int | None = Field(default=None, gt=0, description="CPU threads; default: all that may be used")
     tensorboard: bool = False
     languages: tuple[str, ...] = Field((), description="for the model card; default: those of the data")
@@ -61,6 +67,10 @@ class TrainStage(LoopConfig):
     def _objective_fits_the_model(self) -> TrainStage:
         if isinstance(self.model, ModelConfig):
             _check_fit(self.objective, self.data.kind, self.model.kind)
+        if self.translations is not None and self.data.kind != "pairs":
+            raise ValueError(
+                f"translations: needs data of kind 'pairs', not '{self.data.kind}'; leave it out"
+            )
         return self
 
 
@@ -157,6 +167,9 @@ def run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
     hooks: list[Hook] = []
     if dev is not None and config.evaluation is not None:
         hooks.append(Evaluation(config.evaluation, dev, config.objective))
+    if config.translations is not None and isinstance(config.data, PairsConfig):
+        rows = _dev_pairs(config.data, config.translations.rows)
+        hooks.append(Translations(config.translations, rows, tokenizer))
     if config.tensorboard:
         hooks.append(TensorBoard(run.path / "tensorboard"))
     result = fit(
@@ -176,6 +189,11 @@ def run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
     export.write(model, tokenizer, run.path / "model", card=export.Card.of(run.path.name, config, result))
     shutil.rmtree(run.path / "store", ignore_errors=True)
     return {**result, "model": "model"}
+
+
+def _dev_pairs(data: PairsConfig, rows: int) -> list[Document]:
+    pairs = (document for document in read_split(data.corpus, "dev") if document.target is not None)
+    return list(islice(pairs, rows))
 
 
 def data_places(config: TrainStage) -> dict[str, Path]:
@@ -220,6 +238,7 @@ def shrink(config: TrainStage) -> TrainStage:
             "budget": BudgetConfig(steps=1),
             "schedule": config.schedule.model_copy(update={"warmup": 0.0}),
             "evaluation": evaluation,
+            "translations": config.translations and TranslationsConfig(every=1, rows=4, max_length=8),
             "checkpoint": CheckpointConfig(every=1),
             "compile": "off",
             "tensorboard": False,

@@ -165,6 +165,7 @@ class Trainer:
         self.schedule = config.schedule.in_shares(config.budget)
         self.budget = Budget(config.budget, _replayed(config.budget))
         self.optimizer = Optimizer(config.optimizer, model)
+        self.optimizer.share_out(self.lanes)
         self.average = Average(config.ema, model) if config.ema else None
         self.checkpoints = Checkpoints(run_folder / "checkpoints", config.checkpoint)
         self.window = Window()

@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nalanda.train.lanes import Lanes
+
 _COEFFICIENTS = (
     3.4445,
     -4.7750,
@@ -53,7 +55,7 @@ def update_scale(rows: int, columns: int, scale: Scale) -> float:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized; decoupled weight decay. `split_rows` divides a fused weight by its rows."""
+    """Momentum, orthogonalized; decoupled weight decay. `lanes` share the stacks out to the cores."""
 
     def __init__(
         self,
@@ -76,6 +78,7 @@ class Muon(torch.optim.Optimizer):
         self._parts = {id(weight): rows or (weight.shape[-2],) for _, weight, rows in matrices}
         self.newton_schulz_steps = steps
         self.scale: Scale = scale
+        self.lanes = Lanes(1)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -88,6 +91,10 @@ class Muon(torch.optim.Optimizer):
             if group["weight_decay"]:
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             self._apply(weights, updates, group["lr"])
+
+    def _orthogonal(self, rows: list[tuple[Tensor, Tensor, bool]]) -> Tensor:
+        with torch.no_grad():  # a lane's thread does not inherit the caller's
+            return orthogonalize(torch.stack([update for _, update, _ in rows]), self.newton_schulz_steps)
 
     def _momentum(self, weights: list[Tensor], momentum: float) -> list[Tensor]:
         """Nesterov's look-ahead of the running mean of gradients."""
@@ -109,8 +116,9 @@ class Muon(torch.optim.Optimizer):
                     tall = u.shape[0] > u.shape[1]
                     key = (min(u.shape), max(u.shape))
                     stacks.setdefault(key, []).append((w, u.mT if tall else u, tall))
-        for rows in stacks.values():
-            results = orthogonalize(torch.stack([u for _, u, _ in rows]), self.newton_schulz_steps)
+        shares = [rows[i :: self.lanes.count] for rows in stacks.values() for i in range(self.lanes.count)]
+        shares = [rows for rows in shares if rows]
+        for rows, results in zip(shares, self.lanes.run(self._orthogonal, shares), strict=True):
             for (weight, _, tall), result in zip(rows, results):
                 weight.add_(
                     result.mT if tall else result,

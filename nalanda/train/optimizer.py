@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from nalanda.base.errors import RunError
 from nalanda.config import Config
+from nalanda.train.lanes import Lanes
 from nalanda.train.muon import Muon, Scale
 
 Role = Literal["matrix", "head", "embedding", "vector"]
@@ -144,6 +145,12 @@ class Optimizer:
                 group["lr"] = peak * factor
             part.step()
         return self._peaks[0][0] * factor
+
+    def share_out(self, lanes: Lanes) -> None:
+        """Lets Muon use the lanes of the loop between two backward passes; the updates are the same."""
+        for part in self.parts:
+            if isinstance(part, Muon):
+                part.lanes = lanes
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""

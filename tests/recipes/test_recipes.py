@@ -49,6 +49,9 @@ def test_the_quickstart_leaves_what_it_promises(tiny_run: Path) -> None:
         assert {"generation_config.json", "README.md", "manifest.json"} <= files
         rows = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows if "loss" in row] == [2]
+        if stage != "pretrain":
+            assert {"source", "reference", "hypothesis"} == set(rows[-1]["samples"][0])
+            assert 0 <= rows[-1]["dev_chrf"] <= 100
     scores = json.loads((run / "scores" / "result.json").read_text())["scores"]
     assert {"pre-trained", "random"} < set(scores)
     assert len(scores) == 5  # and three baselines

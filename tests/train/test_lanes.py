@@ -15,6 +15,7 @@ from nalanda.nn.model import Model
 from nalanda.nn.spec import TokensHeadSpec
 from nalanda.objectives.tokens import TokensConfig
 from nalanda.train.lanes import Lanes, lanes_for, split
+from nalanda.train.optimizer import MuonConfig, Optimizer
 from nalanda.train.step import accumulate
 
 CPU = torch.device("cpu")
@@ -98,3 +99,22 @@ def test_split_keeps_every_row_in_order() -> None:
         parts = split(whole, count)
         assert len(parts) == min(count, 7)
         assert torch.equal(torch.cat([part["ids"] for part in parts]), whole["ids"])
+
+
+@pytest.mark.usefixtures("threads")
+def test_muon_makes_the_same_update_in_lanes() -> None:
+    updated = []
+    for count in (1, 2):
+        network = model()
+        optimizer = Optimizer(MuonConfig(lr=0.01), network)
+        with Lanes(count) as lanes:
+            optimizer.share_out(lanes)
+            for seed in range(3):
+                accumulate(
+                    network, TokensConfig(), [batch(6, seed)], seed=1, step=seed, precision="fp32", device=CPU
+                )
+                optimizer.step(1.0)
+                optimizer.zero_grad()
+        updated.append({name: weight.detach().clone() for name, weight in network.named_parameters()})
+    for name, weight in updated[0].items():
+        assert torch.allclose(weight, updated[1][name], rtol=0, atol=1e-6), name

@@ -1,0 +1,62 @@
+"""What a translation model writes while it trains: chrF++ on some dev rows, and a few of them to read.
+
+    translations: {every: 500, rows: 200}        # in a training stage's recipe
+
+Logged to metrics.jsonl as `dev_chrf` and `samples`; the report draws the curve.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from nalanda.base.errors import DataError
+from nalanda.config import Config
+from nalanda.corpus.document import Document
+from nalanda.generate.decode import generate
+from nalanda.generate.options import DecodeConfig
+from nalanda.metrics.overlap import chrf
+from nalanda.nn.model import Model
+from nalanda.stages.use import source_ids
+from nalanda.tokenizer.tokenizer import Tokenizer
+from nalanda.train.hooks import Hook, Moment, evaluating
+
+
+class TranslationsConfig(Config):
+    """Every `every` steps and at the end, translate the dev split's first `rows` rows and show `shown` of them."""
+
+    every: int = Field(default=500, gt=0)
+    rows: int = Field(default=200, gt=0)
+    shown: int = Field(default=3, ge=0)
+    max_length: int = Field(default=64, gt=0)
+
+
+class Translations(Hook):
+    """Greedy translations of dev rows, scored."""
+
+    name = "translations"
+
+    def __init__(self, config: TranslationsConfig, rows: list[Document], tokenizer: Tokenizer) -> None:
+        if not rows:
+            raise DataError("translations: the dev split has no pairs to translate; set translations: null")
+        self.config, self.rows, self.tokenizer = config, rows, tokenizer
+        self.prompts = source_ids(tokenizer, [d.text for d in rows], [d.target_language for d in rows])
+        self.decoding = DecodeConfig(kind="greedy", max_length=config.max_length, batch_tokens=65536)
+
+    def after_step(self, moment: Moment) -> None:
+        """Translates with the weights that evaluation uses (averaged ones, where there are any)."""
+        if moment.step % self.config.every and not moment.last:
+            return
+        with moment.weights(), evaluating(moment.model):
+            moment.log({"step": moment.step, **self.translate(moment.model)})
+
+    def translate(self, model: Model) -> dict[str, Any]:
+        """The score of all rows and the first ones in full."""
+        found = [result.text for result in generate(model, self.prompts, self.tokenizer, self.decoding)]
+        score = chrf(found, [row.target or "" for row in self.rows])
+        samples = [
+            {"source": row.text, "reference": row.target, "hypothesis": text}
+            for row, text in zip(self.rows[: self.config.shown], found)
+        ]
+        return {"dev_chrf": round(score.value, 3), "samples": samples}
