@@ -13,7 +13,6 @@ Each config class lives beside what it builds; tagged unions (`kind: ...`) live 
 from __future__ import annotations
 
 import difflib
-import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,15 +51,19 @@ class _StrictDumper(yaml.SafeDumper):
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, int] = {}
+    seen: dict[str, int] = {}
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        line = key_node.start_mark.line + 1
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+        if not isinstance(key, str):
+            raise ConfigError(f"line {line}: the key {key!r} is not a text; put quotes around it")
         if key in seen:
             raise ConfigError(
                 f"line {line}: key '{key}' is given twice (first on line {seen[key]}); keep one"
             )
         seen[key] = line
+    loader.flatten_mapping(node)
     return dict(loader.construct_pairs(node, deep=True))
 
 
@@ -91,7 +94,9 @@ _install_resolvers()
 def parse_yaml(text: str, origin: str) -> Any:
     """The value that `text` holds. Raises ConfigError naming `origin` and the line."""
     try:
-        return yaml.load(text, _StrictLoader)
+        return _unshared(yaml.load(text, _StrictLoader))
+    except ValueError as error:  # a date that is none
+        raise ConfigError(f"{origin}: {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
     except yaml.YAMLError as error:
@@ -99,6 +104,13 @@ def parse_yaml(text: str, origin: str) -> Any:
         where = f"{origin}:{mark.line + 1}" if mark else origin
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(f"{where}: not valid YAML: {problem}") from None
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places are one object: YAML's aliases are, and a change of one would change both."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -126,9 +138,7 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
 
     A number in the path indexes a list (`sources.0.path=x`); missing mappings on the way are made.
     """
-    import copy
-
-    result = copy.deepcopy(values)
+    result: dict[str, Any] = _unshared(values)
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or not key:
@@ -239,7 +249,7 @@ def _walk(kind: type[BaseModel], path: list[Any]) -> tuple[list[type[BaseModel]]
         elif fields:
             models, is_tag = [m for f in fields for m in _models(f.annotation)], False
         else:  # an index of a list or a key of a dict keeps the same candidates
-            is_tag = isinstance(part, str) and part in {m.__name__ for m in models}
+            is_tag = isinstance(part, str) and (part.startswith("(") or part in {m.__name__ for m in models})
         tags.append(is_tag)
     return models, tags
 
@@ -252,10 +262,3 @@ def _keys_at(kind: type[BaseModel], path: list[Any]) -> list[str]:
 def dump_yaml(values: dict[str, Any]) -> str:
     """`values` as YAML that `load_yaml` reads back equal, keys in their order, scripts readable."""
     return yaml.dump(values, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-def is_optional(annotation: Any) -> bool:
-    """Whether a type annotation admits None."""
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType) and type(None) in typing.get_args(
-        annotation
-    )

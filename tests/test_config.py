@@ -124,3 +124,19 @@ def test_dump_and_load_are_inverse(values: dict[str, object]) -> None:
 def test_a_text_that_looks_like_a_number_stays_a_text() -> None:
     values = {"a": "2e-4", "b": "1.0", "c": "off", "d": "true", "e": "1e5"}
     assert parse_yaml(dump_yaml(values), "x") == values
+
+
+def test_an_override_changes_one_place_even_where_yaml_shares_it() -> None:
+    values = parse_yaml("a: &x {lr: 1, deep: [{b: 2}]}\nb: *x\nc: {<<: *x, lr: 3}\n", "x")
+    assert values["c"] == {"lr": 3, "deep": [{"b": 2}]}
+    changed = override(values, ["a.lr=9", "a.deep.0.b=8"])
+    assert changed["a"] == {"lr": 9, "deep": [{"b": 8}]}
+    assert changed["b"] == values["b"] == {"lr": 1, "deep": [{"b": 2}]}
+    shared = {"lr": 1}
+    assert override({"a": shared, "b": shared}, ["a.lr=2"])["b"] == {"lr": 1}
+
+
+@pytest.mark.parametrize("text", ["{[a]: 1}", "{1: 2}", "a: 2024-13-45", "{null: 1}"])
+def test_odd_yaml_is_an_error_in_one_line(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^x: [^\n]*$"):
+        parse_yaml(text, "x")

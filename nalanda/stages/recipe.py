@@ -92,8 +92,8 @@ def _single(path: Path, values: dict[str, Any], name: str, folder: Path, verb: s
 
 
 def _verb(path: Path, key: str, verb: Any) -> str:
-    if verb in VERBS:
-        return str(verb)
+    if isinstance(verb, str) and verb in VERBS:
+        return verb
     if verb is None:
         raise ConfigError(f"{path}: {key}: required key is missing; one of: {', '.join(VERBS)}")
     near = difflib.get_close_matches(str(verb), list(VERBS), n=1)
@@ -118,7 +118,7 @@ def _pipeline(path: Path, values: dict[str, Any], name: str, folder: Path) -> Re
         except ConfigError as error:
             problems.append(str(error))
     output = values.get("output", next(reversed(stages)))
-    if output not in stages:
+    if not isinstance(output, str) or output not in stages:
         problems.append(f"{path}: output: no stage is called '{output}'; stages: {', '.join(stages)}")
     if problems:
         raise ConfigError("\n".join(problems))

@@ -131,6 +131,8 @@ def test_mistakes_of_all_stages_are_told_at_once(tmp_path: Path) -> None:
         ("text: abc", "text: '${second}'", "refer to each other in a circle"),
         ("name: both", "name: ../both", "names a folder"),
         ("name: both", "nmae: both", "nmae: unknown key"),
+        ("verb: corpus", "verb: [corpus]", "unknown verb"),
+        ("output: second", "output: [second]", "no stage is called"),
     ],
 )
 def test_broken_pipelines_are_told_in_words(tmp_path: Path, old: str, new: str, message: str) -> None:
