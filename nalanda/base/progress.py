@@ -42,8 +42,12 @@ def silent(label: str, total: int | None = None, unit: str = "rows") -> Iterator
 
 def _show(shown: dict[str, str | float]) -> str:
     return "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
+        f"{key} {value if isinstance(value, str) else _number(value)}" for key, value in shown.items()
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _clock(seconds: float) -> str:
