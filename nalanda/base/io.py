@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -118,11 +118,14 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
 
 
-def write_manifest(folder: Path) -> None:
-    """Writes manifest.json: size and SHA-256 of every file below `folder`."""
+def write_manifest(folder: Path, skip: Collection[str] = ()) -> None:
+    """Writes manifest.json: size and SHA-256 of every file below `folder` but those whose relative paths are in
+    `skip`, which may be edited."""
+    names = {p.relative_to(folder).as_posix(): p for p in _files(folder)}
     rows = {
-        p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
-        for p in _files(folder)
+        name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
+        for name, p in names.items()
+        if name not in skip
     }
     write_json(folder / MANIFEST, {"files": rows})
 
@@ -148,18 +151,23 @@ def verify_manifest(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, manifest: bool = True) -> Iterator[Path]:
-    """A draft folder that takes its place at `path` (replacing what was there) when the block ends well."""
+def atomic_folder(path: Path, manifest: bool = True, skip: Collection[str] = ()) -> Iterator[Path]:
+    """A draft folder that takes its place at `path` (replacing what was there) when the block ends well.
+
+    `skip`: files that the manifest leaves out.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with full_disk_is_clear(path):
         draft = Path(tempfile.mkdtemp(prefix=_PARTIAL + path.name, dir=path.parent))
         try:
             yield draft
             if manifest:
-                write_manifest(draft)
+                write_manifest(draft, skip)
             for file in draft.rglob("*"):
                 if file.is_file():
-                    os.chmod(file, 0o666 & ~_umask())  # safetensors makes files that only their owner can read
+                    os.chmod(
+                        file, 0o666 & ~_umask()
+                    )  # safetensors makes files that only their owner can read
                     with file.open("rb+") as handle:
                         os.fsync(handle.fileno())
             os.chmod(draft, 0o777 & ~_umask())

@@ -3,13 +3,15 @@
     save_model(model, run.folder("model"), files=[tokenizer_json])
     model = load_model(folder)
 
-config.json holds the spec, the heads and the map of tied weights (stored once); manifest.json the checksums.
+config.json holds the spec, the heads and the map of tied weights (stored once); manifest.json the checksums of all
+but the model card, README.md, which is there to be edited.
 """
 
 from __future__ import annotations
 
+import errno
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nalanda.base.errors import RunError
-from nalanda.base.io import MANIFEST, atomic_folder, read_json, verify_manifest, write_json
+from nalanda.base.io import (
+    MANIFEST,
+    atomic_folder,
+    full_disk_is_clear,
+    read_json,
+    verify_manifest,
+    write_json,
+)
 from nalanda.nn.model import Model
 from nalanda.nn.spec import HeadSpec, Spec
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+CARD = "README.md"
 _HEADS: TypeAdapter[dict[str, HeadSpec]] = TypeAdapter(dict[str, HeadSpec])
 
 
@@ -48,16 +58,36 @@ def save_model(model: Model, folder: Path, files: Iterable[Path] = ()) -> None:
     `files` (the tokenizer's, a model card) are copied beside it. Raises UserError when the disk is full.
     """
     tied = model.tied()
-    weights = {
-        name: value.detach().cpu().contiguous()
-        for name, value in model.state_dict().items()
-        if name not in tied
-    }
-    with atomic_folder(folder) as draft:
+    weights = {name: value.cpu() for name, value in model.state_dict().items() if name not in tied}
+    with atomic_folder(folder, skip=(CARD,)) as draft:
         write_json(draft / CONFIG, describe_model(model))
-        save_file(weights, draft / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(draft / WEIGHTS, weights, {"format": "pt"})
         for file in files:
             shutil.copyfile(file, draft / file.name)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file. Raises UserError when the disk is full; a half-written file may be left."""
+    with full_disk_is_clear(path):
+        try:
+            save_file(
+                {name: value.detach().contiguous() for name, value in tensors.items()},
+                path,
+                metadata=metadata,
+            )
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
+
+
+def _as_os_error(error: Exception) -> Exception:
+    """safetensors reports a full disk in words; this gives it back its number."""
+    text = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if f"os error {number}" in text or f"code: {number}" in text:
+            return OSError(number, text)
+    return error
 
 
 def read_config(folder: Path) -> tuple[Spec, dict[str, HeadSpec], dict[str, str]]:

@@ -6,13 +6,17 @@ Says what a run would be: parameters, FLOPs, memory, and the time that the budge
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from nalanda.data.build import AnyDataConfig
+from nalanda.data.mixture import MixtureConfig
 from nalanda.stages import pipeline
 from nalanda.stages.recipe import Planned, Recipe
 from nalanda.stages.stage import Context
+from nalanda.train.schedule import BudgetConfig
 
 
 def run(recipe: Recipe, context: Context) -> list[str]:
@@ -20,9 +24,12 @@ def run(recipe: Recipe, context: Context) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="nalanda-dry-") as place:
         small = shrink(recipe, Path(place))
         results = pipeline.run(small, context)
+        paces = {
+            name: step_seconds(planned.folder / "metrics.jsonl") for name, planned in small.stages.items()
+        }
     lines = [f"dry run of {recipe.origin}: every stage ran on a sliver of data; nothing was kept"]
     for name, planned in recipe.stages.items():
-        lines += _describe(name, planned, results[name])
+        lines += _describe(name, planned, results[name], paces[name])
     return lines
 
 
@@ -55,23 +62,42 @@ def _move(value: Any, old: Path, new: Path) -> Any:
     return value
 
 
-def _describe(name: str, planned: Planned, result: dict[str, Any]) -> list[str]:
-    if planned.verb != "train":
-        return [f"{name}: {planned.verb}, sliver done in {result['seconds']:.1f} s"]
-    config = planned.config
-    step = result["training_seconds"] / max(1, result["steps"])
-    tokens = config.data.batch_tokens if hasattr(config.data, "batch_tokens") else 0
-    parameters = result["parameters"]
-    # Weights, gradients and two moments in fp32, and activations as measured by the sliver's peak.
-    memory = parameters * 16
-    budget = config.budget
-    time = (
-        f"{budget.minutes:g} minutes"
-        if budget.steps is None
-        else f"about {budget.steps * step / 60:.1f} minutes"
+def step_seconds(metrics: Path) -> float | None:
+    """Seconds of a training step without the first one, which is cold; None where nothing was trained."""
+    if not metrics.exists():
+        return None
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    clock = [(row["step"], row["seconds"]) for row in rows if "seconds" in row]
+    if len(clock) < 2:
+        return clock[0][1] if clock else None
+    return float((clock[-1][1] - clock[0][1]) / (clock[-1][0] - clock[0][0]))
+
+
+def step_tokens(data: AnyDataConfig) -> int:
+    """Tokens of an optimizer step, padding included; for a mixture, of a step of its parts by their weights."""
+    if isinstance(data, MixtureConfig):
+        tokens = sum(part.batch_tokens * weight for part, weight in zip(data.parts, data.weights))
+        return round(data.picks * tokens / sum(data.weights))
+    return data.batch_tokens
+
+
+def _time(budget: BudgetConfig, step: float) -> str:
+    if budget.steps is not None:
+        return f"about {budget.steps * step / 60:.1f} minutes in all"
+    return (
+        f"{budget.minutes:g} minutes in all" if budget.minutes is not None else "as many steps as it replays"
     )
+
+
+def _describe(name: str, planned: Planned, result: dict[str, Any], step: float | None) -> list[str]:
+    if planned.verb != "train" or step is None:
+        return [f"{name}: {planned.verb}, sliver done in {result['seconds']:.1f} s"]
+    tokens, parameters = step_tokens(planned.config.data), result["parameters"]
+    # Weights, gradients and two moments in fp32; activations show in the sliver's peak.
+    memory = parameters * 16
+    flops = result["flops_per_token"] * tokens
     return [
-        f"{name}: {parameters:,} parameters, {6 * parameters * tokens / 1e9:.1f} GFLOPs a step of {tokens:,} tokens",
+        f"{name}: {parameters:,} parameters, {flops / 1e9:.1f} GFLOPs a step of {tokens:,} tokens",
         f"{name}: weights, gradients and moments {memory / 2**20:.0f} MiB, peak measured "
-        f"{result['peak_memory_bytes'] / 2**20:.0f} MiB, {step:.3f} s a step (the first, cold), {time} in all",
+        f"{result['peak_memory_bytes'] / 2**20:.0f} MiB, {step:.3f} s a step, {_time(planned.config.budget, step)}",
     ]

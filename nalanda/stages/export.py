@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import nalanda
 from nalanda.base import io
-from nalanda.models.exchange import save_model
+from nalanda.models.exchange import CARD, save_model
 from nalanda.nn.model import Model
 from nalanda.text.language import Language
 from nalanda.tokenizer.tokenizer import Tokenizer
@@ -69,13 +69,13 @@ class Card:
 
 
 def write(model: Model, tokenizer: Tokenizer, folder: Path, card: Card | None = None) -> None:
-    """Writes everything into `folder`, atomically."""
-    with io.atomic_folder(folder) as draft:
+    """Writes everything into `folder`, atomically; the manifest leaves the card out, so that it may be edited."""
+    with io.atomic_folder(folder, skip=(CARD,)) as draft:
         save_model(model, draft)
         tokenizer.save(draft)
         io.write_json(draft / "generation_config.json", generation_config(model, tokenizer))
         if card is not None:
-            io.write_text(draft / "README.md", card.text())
+            io.write_text(draft / CARD, card.text())
 
 
 def generation_config(model: Model, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from nalanda.data.build import build_source
 from nalanda.data.preview import preview as render
 from nalanda.stages.recipe import Planned, Recipe
 from nalanda.stages.stage import Context
-from nalanda.stages.train import TrainStage, data_places, data_tokenizer
+from nalanda.stages.train import TrainStage, data_places, data_seed, data_tokenizer
 
 
 def choose(recipe: Recipe, stage: str | None) -> Planned:
@@ -39,6 +39,7 @@ def preview(recipe: Recipe, stage: str | None, step: int, rows: int, context: Co
     tokenizer = data_tokenizer(config)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="nalanda-preview-") as folder:
-        source = build_source(config.data, "train", tokenizer, Path(folder), config.seed, context.progress)
+        seed = data_seed(config)
+        source = build_source(config.data, "train", tokenizer, Path(folder), seed, context.progress)
         for line in render(source.step(step)[0], tokenizer, rows):
             console.print(line)

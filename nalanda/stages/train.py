@@ -5,7 +5,9 @@ tokenizer, source, dev source -> model (new, or taken from a folder) -> loop -> 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,17 +19,16 @@ from nalanda.base import seeds
 from nalanda.base.errors import DataError
 from nalanda.base.run import Run
 from nalanda.corpus.document import Document
-from nalanda.corpus.store import read_split
+from nalanda.corpus.store import count, read_split
 from nalanda.data.build import AnyDataConfig, build_source
 from nalanda.data.mixture import MixtureConfig
 from nalanda.data.pairs import PairsConfig
 from nalanda.data.preview import check_source
-from nalanda.data.source import Source
+from nalanda.data.source import DataConfig, Source
 from nalanda.models.exchange import load_model
 from nalanda.models.plain import ModelConfig, build_spec
 from nalanda.nn.model import Model
-from nalanda.nn.spec import HeadSpec, SequenceHeadSpec, TokensHeadSpec
-from nalanda.objectives.labels import LabelsConfig
+from nalanda.nn.spec import HeadSpec, SequenceHeadSpec, Spec, TokensHeadSpec
 from nalanda.objectives.next_sentence import MlmNextSentenceConfig
 from nalanda.objectives.tokens import TokensConfig
 from nalanda.stages import export
@@ -40,7 +41,7 @@ from nalanda.train.hooks import Evaluation, EvaluationConfig, Hook, TensorBoard
 from nalanda.train.loop import LoopConfig, fit
 from nalanda.train.schedule import BudgetConfig
 
-ObjectiveConfig = Annotated[TokensConfig | MlmNextSentenceConfig | LabelsConfig, Field(discriminator="kind")]
+ObjectiveConfig = Annotated[TokensConfig | MlmNextSentenceConfig, Field(discriminator="kind")]
 
 
 def _shape(value: Any) -> str:
@@ -66,7 +67,9 @@ class TrainStage(LoopConfig):
     @model_validator(mode="after")
     def _objective_fits_the_model(self) -> TrainStage:
         if isinstance(self.model, ModelConfig):
-            _check_fit(self.objective, self.data.kind, self.model.kind)
+            problem = misfit(self.objective, self.data, self.model.kind)
+            if problem:
+                raise ValueError(problem)
         if self.translations is not None and self.data.kind != "pairs":
             raise ValueError(
                 f"translations: needs data of kind 'pairs', not '{self.data.kind}'; leave it out"
@@ -74,42 +77,77 @@ class TrainStage(LoopConfig):
         return self
 
 
-_ENCODER_DATA = ("masked", "next_sentence")
-_DECODER_DATA = ("causal",)
-_PAIR_DATA = ("pairs", "denoise")
+_DATA = {
+    "encoder": ("masked", "next_sentence"),
+    "decoder": ("causal",),
+    "encoder_decoder": ("pairs", "denoise"),
+}
 
 
-def _check_fit(objective: ObjectiveConfig, data: str, model: str) -> None:
-    expected = {"encoder": _ENCODER_DATA, "decoder": _DECODER_DATA, "encoder_decoder": _PAIR_DATA}[model]
-    if data != "mixture" and data not in expected:
-        raise ValueError(
-            f"data of kind '{data}' does not train a model of kind '{model}'; use {' or '.join(expected)}"
-        )
-    if isinstance(objective, MlmNextSentenceConfig) != (data == "next_sentence"):
-        raise ValueError("objective 'mlm_next_sentence' and data 'next_sentence' go together")
+def data_parts(data: AnyDataConfig) -> dict[str, DataConfig]:
+    """The kinds of data that are mixed, by config key; one that is no mixture is its only part."""
+    if isinstance(data, MixtureConfig):
+        return {f"data.parts.{index}": part for index, part in enumerate(data.parts)}
+    return {"data": data}
+
+
+def misfit(objective: ObjectiveConfig, data: AnyDataConfig, model: str) -> str:
+    """Why data, objective and a model of kind `model` do not train together, in one line; empty where they do."""
+    for key, part in data_parts(data).items():
+        kind = str(part.kind)  # type: ignore[attr-defined]
+        if kind not in _DATA[model]:
+            return f"{key}: kind '{kind}' does not train a model of kind '{model}'; use {' or '.join(_DATA[model])}"
+        if isinstance(objective, MlmNextSentenceConfig) != (kind == "next_sentence"):
+            return (
+                f"{key}: kind '{kind}' does not go with objective '{objective.kind}': "
+                "'mlm_next_sentence' and data 'next_sentence' go together"
+            )
+    if isinstance(objective, MlmNextSentenceConfig) and objective.next_sentence.head == "tokens":
+        return "objective.next_sentence.head: 'tokens' is the head over the vocabulary; use another name"
+    return ""
 
 
 def heads_for(objective: ObjectiveConfig) -> dict[str, HeadSpec]:
     """The heads that an objective looks through."""
-    if isinstance(objective, LabelsConfig):
-        return {objective.head: SequenceHeadSpec(classes=2)}
     heads: dict[str, HeadSpec] = {"tokens": TokensHeadSpec()}
     if isinstance(objective, MlmNextSentenceConfig):
-        heads["next_sentence"] = SequenceHeadSpec(classes=2)
+        heads[objective.next_sentence.head] = SequenceHeadSpec(classes=2)
     return heads
 
 
 def build_model(config: TrainStage, tokenizer: Tokenizer) -> Model:
-    """A new model, its weights a function of the seed; or the one in a folder, checked against the tokenizer.
+    """A new model, its weights a function of the seed; or the one in a folder, checked against tokenizer, data and
+    objective.
 
-    Raises DataError where the tokenizer does not belong to the model.
+    Raises DataError where these do not belong to the model.
     """
     if isinstance(config.model, ModelConfig):
         torch.manual_seed(seeds.derive(config.seed, "weights"))
         return Model(build_spec(config.model, tokenizer.vocabulary), heads_for(config.objective))
     folder = model_folder(config.model)
     check_tokenizer(folder, tokenizer)
-    return load_model(folder)
+    model = load_model(folder)
+    problem = misfit(config.objective, config.data, _kind(model.spec)) or _missing_head(config, model)
+    if problem:
+        raise DataError(f"{folder}: {problem}")
+    return model
+
+
+def _kind(spec: Spec) -> str:
+    if spec.encoder and spec.decoder:
+        return "encoder_decoder"
+    return "encoder" if spec.encoder else "decoder"
+
+
+def _missing_head(config: TrainStage, model: Model) -> str:
+    for name, wanted in heads_for(config.objective).items():
+        found = model.head_specs.get(name)
+        if found is None or found.kind != wanted.kind:
+            return (
+                f"the model has no {wanted.kind} head '{name}', which objective '{config.objective.kind}' needs "
+                f"(it has: {', '.join(model.head_specs) or 'none'}); use a model that was trained with that objective"
+            )
+    return ""
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
@@ -125,22 +163,33 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 def check_length(config: TrainStage, model: Model) -> None:
     """Raises DataError where the data's rows may be longer than the model's positions."""
-    longest = getattr(config.data, "max_length", None)
-    for name, _, position in model.spec.stacks():
-        limit = position.limit
-        if limit is not None and longest is not None and longest > limit:
-            raise DataError(
-                f"data.max_length: {longest} is more than the {limit} positions of the model's {name}; "
-                f"set data.max_length={limit} or train a model with a larger max_length"
-            )
+    for key, part in data_parts(config.data).items():
+        for name, _, position in model.spec.stacks():
+            limit = position.limit
+            if limit is not None and part.max_length > limit:
+                raise DataError(
+                    f"{key}.max_length: {part.max_length} is more than the {limit} positions of the model's {name}; "
+                    f"set {key}.max_length={limit} or train a model with a larger max_length"
+                )
+
+
+def data_seed(config: TrainStage) -> int:
+    """The seed that decides order and noise of the data."""
+    return seeds.derive(config.seed, "data")
 
 
 def sources(
     config: TrainStage, run_folder: Path, tokenizer: Tokenizer, context: Context
 ) -> tuple[Source, Source | None]:
-    """The training source and, where the corpus has a dev split and it is asked for, the evaluation source."""
-    folder = run_folder / "store"
-    seed = seeds.derive(config.seed, "data")
+    """The training source and, where evaluation is asked for, the dev split's.
+
+    Raises DataError where there is a dev split without rows to evaluate on.
+    """
+    folder, seed = run_folder / "store", data_seed(config)
+    if config.evaluation is not None:
+        for part in data_parts(config.data).values():
+            if count(part.corpus, "dev") == 0:
+                raise DataError(f"{part.corpus}: the split 'dev' has no rows; set evaluation: null")
     train = build_source(config.data, "train", tokenizer, folder, seed, context.progress)
     check_source(train)
     if config.evaluation is None:
@@ -152,8 +201,6 @@ def prepare(
     config: TrainStage, run_folder: Path, context: Context
 ) -> tuple[Tokenizer, Source, Source | None, Model]:
     """Everything that training needs, built and checked before the first step."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     tokenizer = data_tokenizer(config)
     model = build_model(config, tokenizer)
     check_length(config, model)
@@ -161,8 +208,24 @@ def prepare(
     return tokenizer, train, dev, model
 
 
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Inside, torch uses `count` CPU threads (None: as many as before)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
     """Trains until the budget is spent and exports the model."""
+    with _threads(config.threads):
+        return _run(config, run, context)
+
+
+def _run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
     tokenizer, train, dev, model = prepare(config, run.path, context)
     hooks: list[Hook] = []
     if dev is not None and config.evaluation is not None:
@@ -186,9 +249,21 @@ def run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
     for note in result["notes"]:
         context.note(f"{run.path.name}: {note}")
     result["data"] = train.describe()
+    result["flops_per_token"] = flops_per_token(model, train)
     export.write(model, tokenizer, run.path / "model", card=export.Card.of(run.path.name, config, result))
     shutil.rmtree(run.path / "store", ignore_errors=True)
     return {**result, "model": "model"}
+
+
+def flops_per_token(model: Model, source: Source) -> float:
+    """FLOPs of training (forward and backward) for each token of rows as long as those of the first step."""
+    batches = source.step(0)
+    rows = sum(batch["segments"].any(1).sum().item() for batch in batches)
+    length, source_length = (
+        sum(int((batch[key] != 0).sum()) for batch in batches if key in batch) / rows
+        for key in ("segments", "source_segments")
+    )
+    return model.flops_per_token(round(length), round(source_length))
 
 
 def _dev_pairs(data: PairsConfig, rows: int) -> list[Document]:
@@ -198,13 +273,9 @@ def _dev_pairs(data: PairsConfig, rows: int) -> list[Document]:
 
 def data_places(config: TrainStage) -> dict[str, Path]:
     """The corpora and tokenizers that the data names, by config key; a mixture has those of its parts."""
-    if isinstance(config.data, MixtureConfig):
-        parts = {f"data.parts.{index}": part for index, part in enumerate(config.data.parts)}
-    else:
-        parts = {"data": config.data}
     return {
         f"{key}.{name}": getattr(part, name)
-        for key, part in parts.items()
+        for key, part in data_parts(config.data).items()
         for name in ("corpus", "tokenizer")
     }
 
@@ -221,25 +292,28 @@ def data_tokenizer(config: TrainStage) -> Tokenizer:
 
 
 def inputs(config: TrainStage) -> dict[str, Path]:
-    """The data's places, and the model's where it is not new."""
+    """The data's places, the model's where it is not new, and the checkpoint's that is replayed."""
     places = data_places(config)
+    if config.budget.replay is not None:
+        places["budget.replay"] = config.budget.replay
     if isinstance(config.model, Path):
         places["model"] = model_folder(config.model)
     return places
 
 
 def shrink(config: TrainStage) -> TrainStage:
-    """One step, one checkpoint, one evaluation."""
+    """Three steps (the first is slow), one checkpoint, one evaluation."""
     evaluation = config.evaluation and config.evaluation.model_copy(
-        update={"every": 1, "batches": 1, "patience": None}
+        update={"every": 3, "batches": 1, "patience": None}
     )
     return config.model_copy(
         update={
-            "budget": BudgetConfig(steps=1),
+            "budget": BudgetConfig(steps=3),
+            "log_every": 1,
             "schedule": config.schedule.model_copy(update={"warmup": 0.0}),
             "evaluation": evaluation,
-            "translations": config.translations and TranslationsConfig(every=1, rows=4, max_length=8),
-            "checkpoint": CheckpointConfig(every=1),
+            "translations": config.translations and TranslationsConfig(every=3, rows=4, max_length=8),
+            "checkpoint": CheckpointConfig(every=3),
             "compile": "off",
             "tensorboard": False,
         }

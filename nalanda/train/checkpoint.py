@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nalanda.base import io
 from nalanda.base.errors import RunError
 from nalanda.config import Config
+from nalanda.models.exchange import write_tensors
 
 FORMAT = 1
 
@@ -142,29 +143,10 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     tensors = {f"optimizer/{k}": v for k, v in snapshot.optimizer.items()}
     tensors |= {f"extra/{k}": v for k, v in snapshot.extra.items()}
     with io.atomic_folder(path) as draft:
-        _write_tensors(draft / "model.safetensors", snapshot.model)
-        _write_tensors(draft / "optimizer.safetensors", tensors)
+        write_tensors(draft / "model.safetensors", snapshot.model)
+        write_tensors(draft / "optimizer.safetensors", tensors)
         state = {"format": FORMAT, "step": snapshot.step, "ties": snapshot.ties, **snapshot.state}
         io.write_json(draft / "state.json", state)
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    with io.full_disk_is_clear(path):
-        try:
-            save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path)
-        except SafetensorError as error:
-            raise _as_os_error(error) from error
-
-
-def _as_os_error(error: Exception) -> Exception:
-    """safetensors reports a full disk in words; this gives it back its number."""
-    import errno
-
-    text = str(error)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        if f"os error {number}" in text or f"code: {number}" in text:
-            return OSError(number, text)
-    return error
 
 
 def read_snapshot(path: Path) -> Snapshot:

@@ -10,6 +10,7 @@ whole forward and backward pass alone. Results come back in the order of the par
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +70,18 @@ class Lanes:
             return map(work, parts)
         futures: list[Any] = [self._pool.submit(work, part) for part in parts]
         return (future.result() for future in futures)
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Inside, operations have all cores again: for work between steps, which runs in the calling thread."""
+        if self._pool is None:
+            yield
+            return
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -82,8 +82,15 @@ class LoopConfig(Config):
         return self
 
     def identity(self) -> Row:
-        """The fields that decide the weights: a checkpoint of others does not belong to this run."""
-        return self.model_dump(mode="json", exclude={"checkpoint", "log_every", "workers", "compile"})
+        """The loop's own fields that decide the weights: a checkpoint of others does not belong to this run.
+
+        A subclass's fields (where data lies, what a card says) and the place of `budget.replay` do not count: data,
+        model, objective and the replayed positions are compared by what they hold.
+        """
+        own = set(LoopConfig.model_fields) - {"checkpoint", "log_every", "workers", "compile"}
+        values = self.model_dump(mode="json", include=own)
+        values["budget"].pop("replay")
+        return values
 
 
 def default_device() -> torch.device:
@@ -215,13 +222,19 @@ class Trainer:
 
     def _identity(self) -> Row:
         weights, _ = weights_of(self.model)
+        spec = getattr(self.model, "spec", None)
         config = (
             self.objective.to_dict() if isinstance(self.objective, Config) else repr(type(self.objective))
         )
         return {
-            "training config": io.fingerprint(self.config.identity()),
+            "training config": io.fingerprint([self.config.identity(), self.budget.replayed]),
             "objective": io.fingerprint(config),
-            "model": io.fingerprint({name: list(value.shape) for name, value in weights.items()}),
+            "model": io.fingerprint(
+                [
+                    {name: list(value.shape) for name, value in weights.items()},
+                    spec.to_dict() if isinstance(spec, Config) else None,
+                ]
+            ),
             "source of data": self.source.fingerprint,
         }
 
@@ -306,8 +319,9 @@ class Trainer:
         if step % self.config.log_every == 0 or last:
             self.log({"step": step, **self.window.flush(), "seconds": self.budget.seconds})
         moment = self._moment(last)
-        for hook in self.hooks:
-            hook.after_step(moment)
+        with self.lanes.resting():
+            for hook in self.hooks:
+                hook.after_step(moment)
         self.stopped = moment.stop
         if step % self.config.checkpoint.every == 0 or self._over() or interrupted:
             self.save()

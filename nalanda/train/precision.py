@@ -34,7 +34,10 @@ def resolve(precision: Precision, device: torch.device) -> Literal["fp32", "bf16
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """The context in which forward passes and losses run."""
+    """The context in which forward passes and losses run.
+
+    On CPUs casts of weights are not cached: torch has one cache for the whole process, and lanes would share it.
+    """
     if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+        return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=device.type != "cpu")
     return contextlib.nullcontext()

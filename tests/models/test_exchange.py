@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nalanda.base.errors import RunError
+from nalanda.base.errors import RunError, UserError
+from nalanda.models import exchange
 from nalanda.models.exchange import load_model, save_model
 from nalanda.models.plain import ModelConfig, build_spec
 from nalanda.nn.model import Model
@@ -101,4 +102,35 @@ def test_configs_that_do_not_fit_are_refused(tmp_path: Path, change: Any, messag
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "manifest.json").unlink()
     with pytest.raises(RunError, match=message):
+        load_model(folder)
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_old_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    save_model(make(), folder)
+    before = (folder / "model.safetensors").read_bytes()
+
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half")
+        raise exchange.SafetensorError("IO error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(exchange, "save_file", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        save_model(make(bias=True), folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_card_may_be_edited_and_nothing_else(tmp_path: Path) -> None:
+    card, other = tmp_path / "README.md", tmp_path / "tokenizer.json"
+    card.write_text("# A model")
+    other.write_text("{}")
+    folder = tmp_path / "model"
+    save_model(make(), folder, files=[card, other])
+    (folder / "README.md").write_text("# A better card")
+    load_model(folder)
+    (folder / "tokenizer.json").write_text("[]")
+    with pytest.raises(RunError, match=r"tokenizer\.json"):
         load_model(folder)

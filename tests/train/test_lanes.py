@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from nalanda.models.plain import ModelConfig, build_spec
 from nalanda.nn.model import Model
 from nalanda.nn.spec import TokensHeadSpec
 from nalanda.objectives.tokens import TokensConfig
+from nalanda.train.hooks import Hook, Moment
 from nalanda.train.lanes import Lanes, lanes_for, split
+from nalanda.train.loop import LoopConfig
 from nalanda.train.optimizer import MuonConfig, Optimizer
+from nalanda.train.precision import autocast
 from nalanda.train.step import accumulate
 
 CPU = torch.device("cpu")
@@ -118,3 +122,40 @@ def test_muon_makes_the_same_update_in_lanes() -> None:
         updated.append({name: weight.detach().clone() for name, weight in network.named_parameters()})
     for name, weight in updated[0].items():
         assert torch.allclose(weight, updated[1][name], rtol=0, atol=1e-6), name
+
+
+@pytest.mark.usefixtures("threads")
+def test_resting_lanes_give_all_cores_back_for_a_while() -> None:
+    torch.set_num_threads(2)
+    with Lanes(2) as lanes:
+        with lanes.resting():
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 1
+        with pytest.raises(ZeroDivisionError), lanes.resting():
+            raise ZeroDivisionError
+        assert torch.get_num_threads() == 1
+    with Lanes(1) as lanes, lanes.resting():
+        assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("threads")
+def test_hooks_have_all_cores(folder: Any, toy: Any) -> None:
+    torch.set_num_threads(2)
+    seen = []
+
+    class Look(Hook):
+        def after_step(self, moment: Moment) -> None:
+            seen.append(torch.get_num_threads())
+
+    values = {"budget": {"steps": 2}, "compile": "off", "log_every": 1}
+    result = folder().fit(LoopConfig.model_validate(values), model=toy(dropout=0.0), hooks=[Look()])
+    assert result["lanes"] == 2
+    assert seen == [2, 2]
+
+
+def test_lanes_do_not_share_casts_of_weights() -> None:
+    before = torch.is_autocast_cache_enabled()
+    with autocast("bf16", CPU):
+        assert torch.is_autocast_enabled("cpu")
+        assert not torch.is_autocast_cache_enabled()
+    assert torch.is_autocast_cache_enabled() is before

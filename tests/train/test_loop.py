@@ -19,6 +19,7 @@ from nalanda.objectives.tokens import TokensConfig
 from nalanda.train.hooks import Evaluation, EvaluationConfig, Hook, Moment, Sampling, evaluate
 from nalanda.train.loop import LoopConfig
 from nalanda.train.optimizer import MuonConfig
+from nalanda.train.schedule import BudgetConfig
 
 
 def config(**values: Any) -> LoopConfig:
@@ -193,6 +194,36 @@ def test_other_threads_are_said(folder: Any, monkeypatch: pytest.MonkeyPatch) ->
     result = run.fit(config())
     assert any(f"threads was {threads} and is {threads + 1}" in note for note in result["notes"])
     assert any("threads was" in row.get("note", "") for row in run.rows)
+
+
+def test_a_subclass_and_places_do_not_change_the_identity(tmp_path: Path) -> None:
+    class Stage(LoopConfig):
+        corpus: Path
+        license: str = "other"
+
+    def identity(**values: Any) -> Any:
+        return Stage(corpus=tmp_path, **{"budget": {"steps": 3}, **values}).identity()
+
+    one = Stage(corpus=Path("a"), budget=BudgetConfig(steps=3), license="mit")
+    assert one.identity() == identity() == identity(workers=0, log_every=7, compile="off")
+    assert identity(seed=2) != identity()
+    assert identity(budget={"steps": 4}) != identity()
+    places = [identity(budget={"replay": place}) for place in ("a", "b")]
+    assert places[0] == places[1]
+
+
+def test_another_replay_is_another_run(folder: Any) -> None:
+    long, short, replay = folder("long"), folder("short"), folder("replay")
+    long.fit(config())
+    short.fit(config(budget={"steps": 8}))
+    place = long.path / "checkpoints" / "step-000012"
+    with pytest.raises(KeyboardInterrupt):
+        replay.fit(config(budget={"replay": place}), hooks=[StopAt(5)])
+    moved = place.rename(long.path / "moved")
+    with pytest.raises(RunError, match="another training config"):
+        replay.fit(config(budget={"replay": short.path / "checkpoints" / "step-000008"}))
+    replay.fit(config(budget={"replay": moved}))
+    assert equal(replay.weights(), long.weights())
 
 
 def test_minutes_end_and_replay_repeats_them_exactly(folder: Any) -> None:
