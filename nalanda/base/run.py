@@ -10,11 +10,14 @@ folder/ config.yaml  environment.json  inputs.json  metrics.jsonl  ...  result.j
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import platform
 import shutil
+import struct
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -39,17 +42,22 @@ class Lock:
 
     def acquire(self) -> None:
         """Takes the lock, or raises RunError at once, naming who holds it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         key = self.path.resolve()
         if key in _held:
             raise RunError(f"{self.path.parent}: this process already works in that folder")
-        file = self.path.open("a+", encoding="utf-8")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise self._unusable(error) from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise self._unusable(error) from None
             raise RunError(
                 f"{self.path.parent}: held by {holder}; wait for it, stop it, or choose another folder"
             ) from None
@@ -59,6 +67,10 @@ class Lock:
         self.file = file
         _held.add(key)
 
+    def _unusable(self, error: OSError) -> RunError:
+        reason = error.strerror or str(error)
+        return RunError(f"{self.path.parent}: cannot be a run folder ({reason}); choose another folder")
+
     def release(self) -> None:
         """Gives the lock back; the file stays, empty, because removing it would race with a waiter."""
         if self.file is not None:
@@ -66,6 +78,35 @@ class Lock:
             self.file.truncate(0)
             self.file.close()
             self.file = None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works in `folder`. Only asks: takes and writes nothing, so any reader may call it."""
+    path = folder / "run.lock"
+    # Closing any handle of the file would drop the lock that this very process has on it: never open it then.
+    if path.resolve() in _held:
+        return True
+    try:
+        with path.open("rb") as file:
+            if sys.platform == "darwin":  # struct flock: start, length, process, type, whence
+                asked = struct.pack("qqihh", 0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET)
+                return bool(
+                    struct.unpack("qqihh", fcntl.fcntl(file, fcntl.F_GETLK, asked))[3] != fcntl.F_UNLCK
+                )
+            # struct flock: type, whence, start, length, process
+            asked = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            return bool(struct.unpack("hhqqi0q", fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK)
+    except OSError:
+        return False
+
+
+def metrics_row(line: bytes) -> dict[str, Any] | None:
+    """One line of a metrics.jsonl; None for what a kill left of a line (cut anywhere, also inside a letter)."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def difference(old: Any, new: Any, path: str = "") -> list[str]:
@@ -120,25 +161,37 @@ class Run:
             if not replace:
                 raise RunError(self._foreign())
             self._set_aside(known)
-            known = self._take_back()
+            known = None
+        if replace:
+            self._take_back(known)
+            known = self._known_fingerprint()
         if known is None:
             others = [p.name for p in self.path.iterdir() if p.name not in ("run.lock", ".previous")]
             if others and not replace:
                 raise RunError(
                     f"{self.path}: not a run folder (holds {others[0]}); choose an empty or new folder"
                 )
-            io.write_text(self.path / "config.yaml", dump_yaml(self.config))
+            (self.path / "result.json").unlink(missing_ok=True)  # of nobody knows what
+            # First of all: from here on the folder is this run's, wherever a kill comes.
             values = {"fingerprint": self.fingerprint, "format": self.format, "inputs": self.inputs}
             io.write_json(self.path / "inputs.json", values)
+            io.write_text(self.path / "config.yaml", dump_yaml(self.config))
+        elif not (self.path / "config.yaml").exists():
+            io.write_text(self.path / "config.yaml", dump_yaml(self.config))
 
     def _known_fingerprint(self) -> str | None:
-        if not (self.path / "inputs.json").exists():
+        path = self.path / "inputs.json"
+        if not path.exists():
             return None
-        return str(io.read_json(self.path / "inputs.json")["fingerprint"])
+        values = io.read_json(path)
+        if not isinstance(values, dict) or "fingerprint" not in values:
+            raise RunError(f"{path}: damaged, no fingerprint in it; remove the folder or choose another")
+        return str(values["fingerprint"])
 
     def _foreign(self) -> str:
         old = io.read_json(self.path / "inputs.json")
-        lines = difference(load_yaml(self.path / "config.yaml"), self.config)
+        kept = self.path / "config.yaml"
+        lines = difference(load_yaml(kept), self.config) if kept.exists() else ["it was cut off at its start"]
         lines += difference(old["inputs"], self.inputs, "input")
         if old["format"] != self.format:
             lines.append(
@@ -147,23 +200,34 @@ class Run:
         shown = "; ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
         return f"{self.path}: made by another config ({shown}); choose another folder or remove this one"
 
-    def _set_aside(self, known: str) -> None:
-        place = self.path.parent / ".previous" / f"{self.path.name}-{known}"
-        if place.exists():
-            shutil.rmtree(place)
-        place.mkdir(parents=True)
-        for entry in self.path.iterdir():
-            if entry.name != "run.lock":
-                os.replace(entry, place / entry.name)
+    # Moving a run between its folder and `.previous/` takes many renames, and a kill may come between any two.
+    # inputs.json leaves last and returns first: while a run is in two places its folder says whose it is and
+    # `.previous/` holds no inputs.json, so the next opening, of whatever config, ends the move either way.
+    # result.json leaves first and returns last: a run in two places is never done.
 
-    def _take_back(self) -> str | None:
-        place = self.path.parent / ".previous" / f"{self.path.name}-{self.fingerprint}"
-        if not place.is_dir():
-            return None
-        for entry in place.iterdir():
-            os.replace(entry, self.path / entry.name)
+    def _place(self, fingerprint: str) -> Path:
+        return self.path.parent / ".previous" / f"{self.path.name}-{fingerprint}"
+
+    def _set_aside(self, known: str) -> None:
+        place = self._place(known)
+        if (place / "inputs.json").exists():
+            _discard(place)
+        place.mkdir(parents=True, exist_ok=True)
+        for name in _in_order(self.path, first="result.json", last="inputs.json"):
+            _move(self.path / name, place / name)
+
+    def _take_back(self, known: str | None) -> None:
+        place = self._place(self.fingerprint)
+        if not place.is_dir() or (known is not None and (place / "inputs.json").exists()):
+            return
+        io.remove_partials(place)
+        for name in _in_order(place, first="inputs.json", last="result.json"):
+            if known is not None and (self.path / name).exists():
+                _discard(place / name)  # the folder went on by itself meanwhile: what it has is newer
+            else:
+                _move(place / name, self.path / name)
+        io.remove_partials(place)
         place.rmdir()
-        return self._known_fingerprint()
 
     @property
     def done(self) -> bool:
@@ -190,18 +254,17 @@ class Run:
             self._metrics.close()
             self._metrics = None
         if path.exists():
-            kept = []
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # a line cut off by a kill
-                if row.get("step", 0) <= step:
-                    kept.append(line)
-            io.write_text(path, "".join(kept))
+            lines = path.read_bytes().split(b"\n")
+            rows = [(line, metrics_row(line)) for line in lines]
+            with io.atomic_writer(path, "wb") as file:
+                file.writelines(line + b"\n" for line, row in rows if row and row.get("step", 0) <= step)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Writes environment.json, then result.json: the stage is done."""
+        """Writes environment.json, then result.json: the stage is done.
+
+        `seconds` are those of its last attempt: what it did before a cut-off is not in them. A training stage
+        adds its own `training_seconds`, which go on over attempts.
+        """
         io.write_json(self.path / "environment.json", machine.environment())
         values = {
             "fingerprint": self.fingerprint,
@@ -227,6 +290,29 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _in_order(folder: Path, first: str, last: str) -> list[str]:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name != "run.lock")
+    return sorted(names, key=lambda name: (name != first, name == last))
+
+
+def _move(entry: Path, target: Path) -> None:
+    if target.exists():
+        _discard(target)
+    os.replace(entry, target)
+
+
+def _discard(path: Path) -> None:
+    """Removes `path` so that a kill leaves all of it in its place, or nothing there."""
+    gone = path.with_name(f".partial-{path.name}")
+    _remove(gone)  # of an earlier kill
+    os.replace(path, gone)
+    _remove(gone)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def fingerprint(config: dict[str, Any], inputs: dict[str, str], format: int) -> str:

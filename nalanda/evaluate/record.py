@@ -42,8 +42,13 @@ class StageRecord:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of the stage, 0 where unknown."""
+        """Wall-clock seconds of the stage's last attempt, 0 where unknown."""
         return _number(self.result.get("seconds"))
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds in training steps over all attempts (not evaluation, not checkpoints); without them `seconds`."""
+        return _number(self.result.get("training_seconds")) or self.seconds
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class System:
 
     @property
     def seconds(self) -> float:
-        """Training time of all its stages."""
-        return sum(stage.seconds for stage in self.stages)
+        """Training time of all its stages, in seconds."""
+        return sum(stage.training_seconds for stage in self.stages)
 
 
 class Reader:

@@ -107,7 +107,7 @@ def curves(record: Record) -> list[Block]:
     last: list[StageRecord] = []
     for system in record.systems:
         for stage, done in zip(
-            system.stages, itertools.accumulate((s.seconds for s in system.stages), initial=0)
+            system.stages, itertools.accumulate((s.training_seconds for s in system.stages), initial=0)
         ):
             offsets[stage.name] = 0.0 if use_steps else done / 60
             hues.setdefault(stage.name, system.hue)

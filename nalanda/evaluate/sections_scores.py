@@ -173,7 +173,7 @@ def time_sentence(main: System, control: System) -> str:
         return ""
 
     def told(system: System) -> str:
-        steps = [f"{stage.name} {duration(stage.seconds)}" for stage in system.stages]
+        steps = [f"{stage.name} {duration(stage.training_seconds)}" for stage in system.stages]
         return f"{system.name} {duration(system.seconds)}" + (
             f" ({' + '.join(steps)})" if len(steps) > 1 else ""
         )

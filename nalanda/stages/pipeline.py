@@ -13,7 +13,7 @@ from typing import Any
 
 from nalanda.base import io, machine
 from nalanda.base.errors import RunError
-from nalanda.base.run import Lock, Run
+from nalanda.base.run import Lock, Run, is_held, metrics_row
 from nalanda.stages.recipe import Planned, Recipe
 from nalanda.stages.stage import Context, fingerprint_input
 
@@ -105,7 +105,7 @@ def status(folder: Path) -> list[dict[str, Any]]:
     if (folder / "pipeline.json").exists():
         names = list(io.read_json(folder / "pipeline.json")["stages"])
         return [_stage_status(folder / name, name) for name in names]
-    if (folder / "config.yaml").exists():
+    if (folder / "config.yaml").exists() or (folder / "inputs.json").exists():
         return [_stage_status(folder, folder.name)]
     raise RunError(f"{folder}: not a run folder (no pipeline.json or config.yaml)")
 
@@ -115,35 +115,20 @@ def _stage_status(folder: Path, name: str) -> dict[str, Any]:
     if (folder / "result.json").exists():
         result = io.read_json(folder / "result.json")
         row |= {"state": "done", "seconds": result["seconds"], "memory": result["peak_memory_bytes"]}
-    elif (folder / "config.yaml").exists():
-        row["state"] = "running" if _is_held(folder) else "cut off"
+    elif (folder / "inputs.json").exists():
+        row["state"] = "running" if is_held(folder) else "cut off"
     row["last"] = last_metrics(folder / "metrics.jsonl")
     return row
 
 
-def _is_held(folder: Path) -> bool:
-    lock = Lock(folder)
-    try:
-        lock.acquire()
-    except RunError:
-        return True
-    lock.release()
-    return False
-
-
 def last_metrics(path: Path) -> dict[str, Any]:
     """The last whole line of a metrics.jsonl; empty where there is none."""
-    import json
-
     if not path.exists():
         return {}
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 65536))
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
-    for line in reversed(lines):
-        with contextlib.suppress(json.JSONDecodeError):
-            return dict(json.loads(line))
-    return {}
+        lines = file.read().split(b"\n")
+    return next((row for line in reversed(lines) if (row := metrics_row(line)) is not None), {})
 
 
 def model_folder(place: Path) -> Path:

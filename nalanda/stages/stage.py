@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from nalanda.base import io
-from nalanda.base.errors import DataError
+from nalanda.base.errors import DataError, RunError
 from nalanda.base.progress import ProgressFactory, silent
-from nalanda.base.run import Run
+from nalanda.base.run import Run, fingerprint_of
 
 
 def _quiet(text: str) -> None:
@@ -46,10 +46,15 @@ class Stage:
 def fingerprint_input(place: Path, key: str) -> str:
     """What identifies the input at `place`: a stage's fingerprint, else the contents of the file or folder.
 
-    Raises DataError where there is nothing.
+    A stage's model/ counts as the stage. Raises DataError where there is nothing, RunError where the stage or
+    pipeline there is not finished.
     """
-    if (place / "result.json").exists():
-        return str(io.read_json(place / "result.json")["fingerprint"])
+    stage = place.parent if place.name == "model" and (place.parent / "inputs.json").exists() else place
+    if any((stage / name).exists() for name in ("result.json", "inputs.json", "pipeline.json")):
+        try:
+            return fingerprint_of(stage)
+        except RunError as error:
+            raise RunError(f"{key}: {error}") from None
     if place.is_file():
         return io.sha256_file(place)[:16]
     if place.is_dir():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nalanda.base.errors import RunError
-from nalanda.base.run import Run, difference, fingerprint, fingerprint_of
+from nalanda.base.run import Run, difference, fingerprint, fingerprint_of, is_held
 
 CONFIG: dict[str, Any] = {"verb": "train", "optimizer": {"lr": 1e-3}, "corpus": "runs/a/corpus"}
 INPUTS = {"corpus": "0123"}
@@ -57,6 +57,111 @@ def test_replacing_keeps_the_old_content_and_takes_it_back(tmp_path: Path) -> No
         assert run.result()["loss"] == 1.0
 
 
+OTHER = {**CONFIG, "optimizer": {"lr": 2e-3}}
+THIRD = {**CONFIG, "optimizer": {"lr": 3e-3}}
+
+
+class Killed(BaseException):
+    pass
+
+
+def _killed_after(moves: int, monkeypatch: pytest.MonkeyPatch, folder: Path, config: dict[str, Any]) -> bool:
+    """Opens `folder` for `config` and dies after so many renames of files; whether it got to die."""
+    whole, left = os.replace, moves
+
+    def replace(source: Any, target: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise Killed
+        left -= 1
+        whole(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", replace)
+        try:
+            Run.open(folder, config, INPUTS, replace=True).close()
+        except Killed:
+            return True
+    return False
+
+
+def _make(folder: Path, config: dict[str, Any], loss: float) -> None:
+    with Run.open(folder, config, INPUTS, replace=True) as run:
+        assert not run.done
+        run.log({"loss": loss})
+        for name in ("a", "z"):
+            (folder / name).mkdir()
+            (folder / name / "x").write_text(str(loss))
+        run.finish({"loss": loss})
+
+
+def _whole(folder: Path, config: dict[str, Any], loss: float) -> None:
+    with Run.open(folder, config, INPUTS, replace=True) as run:
+        assert run.done
+        assert run.result()["loss"] == loss
+        assert run.result()["fingerprint"] == run.fingerprint
+        assert (folder / "metrics.jsonl").read_text() == f'{{"loss": {loss}}}\n'
+        assert [(folder / name / "x").read_text() for name in ("a", "z")] == [str(loss)] * 2
+        assert (folder / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("then", [CONFIG, OTHER, THIRD], ids=["old", "new", "third"])
+@pytest.mark.parametrize("both_made", [False, True])
+def test_a_kill_between_any_two_moves_loses_nothing_and_mixes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: dict[str, Any], both_made: bool
+) -> None:
+    for moves in range(40):
+        folder = tmp_path / str(moves) / "train"
+        if both_made:
+            _make(folder, OTHER, 2.0)
+        _make(folder, CONFIG, 1.0)
+        killed = _killed_after(moves, monkeypatch, folder, OTHER)
+        if killed and (folder / "result.json").exists():
+            assert fingerprint_of(folder) == fingerprint(CONFIG, INPUTS, 1)
+            assert (folder / "z").exists()
+        if then is THIRD:
+            _make(folder, THIRD, 3.0)
+            _whole(folder, THIRD, 3.0)
+        if then is OTHER and not both_made:
+            _make(folder, OTHER, 2.0)
+        if both_made:
+            _whole(folder, OTHER, 2.0)
+        _whole(folder, CONFIG, 1.0)
+        if not killed:
+            break
+    assert 6 < moves < 39
+
+
+def test_a_kill_while_a_folder_is_claimed_does_not_lock_it_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for moves in range(3):
+        folder = tmp_path / str(moves)
+        assert _killed_after(moves, monkeypatch, folder, CONFIG) == (moves < 2)
+        with Run.open(folder, CONFIG, INPUTS) as run:
+            assert not run.done
+        assert (folder / "config.yaml").exists()
+        with pytest.raises(RunError, match=r"optimizer\.lr"):
+            Run.open(folder, OTHER, INPUTS)
+
+
+def test_a_result_of_nobody_knows_what_is_not_a_result(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"fingerprint": "0", "loss": 1}')
+    with Run.open(tmp_path, CONFIG, INPUTS, replace=True) as run:
+        assert not run.done
+
+
+def test_a_place_that_cannot_be_a_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "train"):
+        with pytest.raises(RunError, match="cannot be a run folder") as caught:
+            Run.open(place, CONFIG, INPUTS)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "odd" / "run.lock").mkdir(parents=True)  # stands for a folder that may not be written
+    with pytest.raises(RunError, match="cannot be a run folder"):
+        Run.open(tmp_path / "odd", CONFIG, INPUTS)
+
+
 def test_a_folder_that_is_no_run_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RunError, match="not a run folder"):
@@ -81,6 +186,16 @@ def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:
         assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+def test_metrics_survive_a_kill_inside_a_letter_and_odd_line_ends(tmp_path: Path) -> None:
+    with Run.open(tmp_path, CONFIG, INPUTS) as run:
+        run.log({"step": 1, "text": "a\u2028b\u0085c"})
+        whole = (tmp_path / "metrics.jsonl").read_bytes()
+        with (tmp_path / "metrics.jsonl").open("ab") as file:
+            file.write(b"[1]\n7\n" + '{"step": 2, "text": "\u0915'.encode()[:-1])
+        run.rewind_metrics(2)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+
+
 def _hold(folder: Path, ready: Any) -> None:
     with Run.open(folder, CONFIG, INPUTS):
         ready.set()
@@ -97,10 +212,29 @@ def test_the_second_process_is_refused_at_once_and_the_lock_dies_with_its_holder
         Run.open(tmp_path, CONFIG, INPUTS)
     assert time.monotonic() - start < 1
     assert holder.pid is not None
+    before = (tmp_path / "run.lock").read_text()
+    assert is_held(tmp_path)
+    assert (tmp_path / "run.lock").read_text() == before
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
+    assert not is_held(tmp_path)
+    assert (tmp_path / "run.lock").read_text() == before  # asking wrote nothing
     with Run.open(tmp_path, CONFIG, INPUTS):
-        pass
+        assert is_held(tmp_path)
+        asker = FORK.Process(target=_open_and_exit, args=(tmp_path,))
+        asker.start()
+        asker.join()
+        assert asker.exitcode == 3  # asking did not drop the holder's own lock
+
+
+def _open_and_exit(folder: Path) -> None:
+    from nalanda.base import run
+
+    run._held.clear()
+    try:
+        Run.open(folder, CONFIG, INPUTS)
+    except RunError:
+        os._exit(3)
 
 
 def _race(folder: Path, start: Any, won: Any, over: Any) -> None:

@@ -252,3 +252,12 @@ def test_markdown_escapes_tables_and_emphasis() -> None:
 )
 def test_durations(seconds: float, said: str) -> None:
     assert sections_scores.duration(seconds).replace("\u00a0", " ") == said
+
+
+def test_a_resumed_stage_counts_the_training_of_all_its_attempts(make_run: Maker) -> None:
+    run = make_run()
+    path = run / "pretrain" / "result.json"
+    io.write_json(path, {**io.read_json(path), "seconds": 5.0, "training_seconds": 180.0})
+    main = read_record(run).role("main")[0]
+    assert main.stages[0].seconds == 5.0
+    assert main.seconds == pytest.approx(180 + main.stages[1].seconds)

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import pytest
 
-from nalanda.base.run import Run
+from nalanda.base.errors import RunError
+from nalanda.base.run import Lock, Run
 from nalanda.config import Config, ConfigError
 from nalanda.stages import pipeline, recipe, verbs
-from nalanda.stages.stage import Context, Stage
+from nalanda.stages.stage import Context, Stage, fingerprint_input
 
 
 class Maker(Config):
@@ -166,3 +167,39 @@ def test_a_missing_input_is_named(tmp_path: Path) -> None:
     path.write_text("verb: tokenizer\ncorpus: nowhere\n")
     with pytest.raises(Exception, match="corpus: nowhere: no such file"):
         pipeline.run(recipe.load(path, [], tmp_path), Context())
+
+
+def test_an_unfinished_stage_is_no_input_and_neither_is_its_model(tmp_path: Path) -> None:
+    stage, alone = tmp_path / "stage", tmp_path / "alone" / "model"
+    with Run.open(stage, {"verb": "train"}, {}) as opened:
+        for folder in (stage / "model", alone):
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text("{}")
+        for place in (stage, stage / "model"):
+            with pytest.raises(RunError, match=r"model: .*not a finished stage"):
+                fingerprint_input(place, "model")
+        opened.finish({})
+    assert fingerprint_input(stage, "m") == fingerprint_input(stage / "model", "m") == opened.fingerprint
+    before = fingerprint_input(alone, "m")
+    (alone / "config.json").write_text("{ }")
+    assert fingerprint_input(alone, "m") != before
+
+
+def test_status_takes_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "first.fail=true")
+    folder = tmp_path / "runs" / "both"
+    (folder / "first" / "run.lock").write_text("process 1")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("status took the lock")
+
+    monkeypatch.setattr(Lock, "acquire", refuse)
+    assert [row["state"] for row in pipeline.status(folder)] == ["cut off", "waiting"]
+    assert (folder / "first" / "run.lock").read_text() == "process 1"
+
+
+def test_the_last_metrics_are_the_last_whole_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes('{"step": 1, "text": "a\u2028{}"}\n7\n{"text": "\u0915'.encode()[:-1])
+    assert pipeline.last_metrics(path) == {"step": 1, "text": "a\u2028{}"}
