@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 import nalanda
-from nalanda.base.errors import Interrupted, UserError
+from nalanda.base.errors import DataError, Interrupted, UserError
 
 _HELP = """Raw text to an evaluated, served language model.
 
@@ -83,11 +83,12 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments)
     except UserError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        _fail(Interrupted("interrupted; run the same command again to go on"))
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    except SystemExit as stop:
+        if stop.code == Interrupted.exit_code:  # what typer makes of a KeyboardInterrupt
+            _fail(Interrupted("interrupted; run the same command again to go on"))
+        raise
+    except OSError as error:
+        _fail(UserError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
 
 
 def _fail(error: UserError) -> None:
@@ -175,7 +176,7 @@ def train(
 ) -> None:
     """Train a model: pre-training or fine-tuning, any objective. Ctrl-C saves; the same command goes on.
 
-    nalanda train recipes/causal.yaml optimizer.lr=2e-4
+    nalanda train recipes/train.yaml optimizer.lr=2e-4
     """
     _run("train", recipe, overrides, runs, dry_run)
 
@@ -253,8 +254,8 @@ def preview(
     stage: Annotated[
         str | None, typer.Option("--stage", help="The training stage of a pipeline to show.")
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", help="Rows to show.")] = 8,
-    step: Annotated[int, typer.Option("--step", help="The optimizer step whose batch is shown.")] = 0,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows to show.")] = 8,
+    step: Annotated[int, typer.Option("--step", min=0, help="The optimizer step whose batch is shown.")] = 0,
     runs: Runs = Path("runs"),
 ) -> None:
     """Show a training batch, with the tokens that carry loss in colour.
@@ -274,8 +275,11 @@ def _lines(given: list[str] | None) -> Iterator[str]:
     if given:
         yield from given
     else:
-        for line in sys.stdin:
-            yield line.rstrip("\n")
+        for number, line in enumerate(sys.stdin.buffer, start=1):
+            try:
+                yield line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise DataError(f"standard input, line {number}: not UTF-8 text ({error.reason})") from None
 
 
 @contextlib.contextmanager

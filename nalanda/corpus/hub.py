@@ -21,7 +21,7 @@ def _library() -> Any:
     try:
         import datasets
     except ImportError:
-        raise DataError("kind 'hub' needs the package 'datasets'; run: pip install nalanda[hub]") from None
+        raise DataError("kind 'hub' needs the package 'datasets'; run: pip install -e '.[hub]'") from None
     return datasets
 
 

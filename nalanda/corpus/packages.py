@@ -43,7 +43,7 @@ def _root(package: str) -> Path:
     places = list(spec.submodule_search_locations or []) if spec else []
     if not places:
         raise DataError(
-            f"package '{package}' is not installed; run: pip install nalanda[demo]   (or: pip install {package})"
+            f"package '{package}' is not installed; run: pip install -e '.[demo]'   (or: pip install {package})"
         )
     return Path(places[0])
 
@@ -83,7 +83,7 @@ def _babel() -> Any:
     try:
         import babel
     except ImportError:
-        raise DataError("package 'babel' is not installed; run: pip install nalanda[demo]") from None
+        raise DataError("package 'babel' is not installed; run: pip install -e '.[demo]'") from None
     return babel
 
 

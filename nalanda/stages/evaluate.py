@@ -15,7 +15,7 @@ from nalanda.base.run import Run
 from nalanda.config import Config
 from nalanda.corpus.document import Document
 from nalanda.corpus.store import read_split
-from nalanda.evaluate.baselines import Pair, Query, translate_all
+from nalanda.evaluate.baselines import NAMES, Pair, Query, translate_all
 from nalanda.evaluate.rows import Translation
 from nalanda.evaluate.scoring import Settings
 from nalanda.evaluate.translation import compare, evaluate_translations
@@ -24,7 +24,7 @@ from nalanda.generate.options import DecodeConfig
 from nalanda.generate.scoring import log_probabilities
 from nalanda.stages.pipeline import model_folder
 from nalanda.stages.stage import Context, Stage
-from nalanda.stages.use import load, source_ids
+from nalanda.stages.use import check_translator, load, source_ids
 
 
 class EvaluateStage(Config):
@@ -46,6 +46,8 @@ class EvaluateStage(Config):
         for name in models:
             if not name or not all(c.isalnum() or c in "-_ " for c in name):
                 raise ValueError(f"'{name}' must be letters, digits, spaces, '-' or '_': it names a folder")
+            if name in NAMES:
+                raise ValueError(f"'{name}' is the name of a baseline; call the model something else")
         return models
 
 
@@ -134,6 +136,7 @@ def translate(
 ) -> list[Translation]:
     """A model's translations of the rows, with the likelihood of the references where asked for."""
     model, tokenizer = load(place)
+    check_translator(model, place)
     prompts = source_ids(tokenizer, [d.text for d in rows], [d.target_language for d in rows])
     found = generate(model, prompts, tokenizer, config.decoding, progress=context.progress)
     if not config.likelihood:

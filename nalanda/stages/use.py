@@ -34,7 +34,8 @@ def source_ids(tokenizer: Tokenizer, texts: list[str], codes: list[str]) -> list
     return [[tokenizer.language(code), *ids, tokenizer.eos] for ids, code in zip(encoded, codes)]
 
 
-def _translator(model: Model, place: Path) -> None:
+def check_translator(model: Model, place: Path) -> None:
+    """Raises DataError unless the model is an encoder-decoder."""
     if not (model.spec.encoder and model.spec.decoder):
         raise DataError(
             f"{place}: not a translation model (it has no {'decoder' if model.spec.encoder else 'encoder'})"
@@ -53,7 +54,7 @@ def _languages(codes: list[str], tokenizer: Tokenizer) -> list[str]:
 def translate(place: Path, texts: list[str], to: list[str], assignments: list[str]) -> Iterator[str]:
     """One line for each text and language: text alone for one language, `code<TAB>text` for several."""
     model, tokenizer = load(place)
-    _translator(model, place)
+    check_translator(model, place)
     codes = _languages(to, tokenizer)
     config = options(DecodeConfig(kind="beam", beams=4), assignments)
     wanted = [(text, code) for text in texts for code in codes]
@@ -82,7 +83,7 @@ def chat(
     """Answers line by line until `ask` gives None. A decoder sees the whole conversation, a translator each line."""
     model, tokenizer = load(place)
     if model.spec.encoder:
-        _translator(model, place)
+        check_translator(model, place)
         code = _languages([to] if to else [], tokenizer)[0]
         config = options(DecodeConfig(kind="beam", beams=4), assignments)
         while (line := ask()) is not None:

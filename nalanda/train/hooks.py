@@ -237,7 +237,7 @@ class TensorBoard(Hook):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise UserError("TensorBoard is not installed; run: pip install 'nalanda[track]'") from None
+            raise UserError("TensorBoard is not installed; run: pip install -e '.[track]'") from None
         self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def load(self, state: dict[str, Any], tensors: dict[str, Tensor], step: int) -> None:

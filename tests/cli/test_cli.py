@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -197,3 +199,55 @@ def test_an_interrupted_run_saves_and_goes_on(tiny_run: Path, tmp_path: Path, si
     assert nalanda("train", str(recipe), "--runs", str(tmp_path)) == 0
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, 401))
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nalanda("schema", "--out", str(tmp_path)) == 1
+    lines = error(capsys)
+    assert len(lines) == 1
+    assert "directory" in lines[0].lower()
+
+
+def test_ctrl_c_during_any_verb_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(folder: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nalanda.stages.report.write", stop)
+    assert nalanda("report", "anywhere") == 130
+    assert error(capsys) == ["nalanda: interrupted; run the same command again to go on"]
+
+
+def test_input_that_is_not_utf8_names_its_line(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Goa\n\xff\n"), encoding="utf-8"))
+    assert nalanda("translate", str(tiny_run / "quickstart"), "--to", "hin_Deva") == 3
+    assert "line 2: not UTF-8" in error(capsys)[0]
+
+
+@pytest.mark.parametrize("words", [("--step", "-1"), ("--rows", "0")])
+def test_preview_refuses_what_does_not_exist(words: tuple[str, str]) -> None:
+    assert nalanda("data", "preview", QUICKSTART, "--stage", "finetune", *words) == 2
+
+
+@pytest.mark.parametrize("name", ["copy", "nearest neighbour", "word by word"])
+def test_a_model_may_not_bear_a_baselines_name(name: str, tmp_path: Path) -> None:
+    from nalanda.config import ConfigError, parse
+    from nalanda.stages.evaluate import EvaluateStage
+
+    with pytest.raises(ConfigError, match="name of a baseline"):
+        parse(EvaluateStage, {"corpus": "x", "models": {name: "y"}}, "r.yaml")
+
+
+def test_every_recipe_that_help_and_documents_name_exists() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "nalanda" / "cli.py"]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"recipes/[\w-]+\.yaml", text):
+            assert (ROOT / name).exists(), f"{page.name} names {name}, which is not there"
+        for verb in re.findall(r"^\s*nalanda ([a-z]+)\b", text, re.MULTILINE):
+            assert verb in cli.commands(), f"{page.name}: no command is called {verb}"

@@ -40,7 +40,7 @@ def test_rows_are_streamed_and_bad_ones_quarantined(monkeypatch: pytest.MonkeyPa
 
 def test_without_the_package_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"pip install nalanda\[hub\]"):
+    with pytest.raises(DataError, match=r"pip install -e '\.\[hub\]'"):
         check(HubSource(dataset="a/b"))
 
 

@@ -61,9 +61,9 @@ def test_catalogs_are_found_without_import(package: str) -> None:
 
 
 def test_a_package_that_is_not_there_says_how_to_install_it(package: str) -> None:
-    with pytest.raises(DataError, match=r"pip install nalanda\[demo\]"):
+    with pytest.raises(DataError, match=r"pip install -e '\.\[demo\]'"):
         check(CatalogsSource(package="surely_not_installed", languages=("hi",)))
-    with pytest.raises(DataError, match=r"pip install nalanda\[demo\]"):
+    with pytest.raises(DataError, match=r"pip install -e '\.\[demo\]'"):
         check(CatalogsSource(package="../etc", languages=("hi",)))
     with pytest.raises(DataError, match="no gettext catalogs for tam_Taml"):
         check(CatalogsSource(package=package, languages=("ta",)))
@@ -71,7 +71,7 @@ def test_a_package_that_is_not_there_says_how_to_install_it(package: str) -> Non
 
 def test_without_babel_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "babel", None)
-    with pytest.raises(DataError, match=r"pip install nalanda\[demo\]"):
+    with pytest.raises(DataError, match=r"pip install -e '\.\[demo\]'"):
         check(BabelSource(languages=("hi",)))
 
 

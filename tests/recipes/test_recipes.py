@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from support import ROOT, TINY, nalanda
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+SINGLE = ("corpus", "tokenizer", "train", "evaluate")
 SMALL = [
     "corpus.sources.0.share=0.03",
     "tokenizer.vocabulary=700",
@@ -82,7 +83,9 @@ def test_running_again_does_nothing(tiny_run: Path, capsys: pytest.CaptureFixtur
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem != "quickstart"], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in RECIPES if p.stem not in ("quickstart", *SINGLE)], ids=lambda p: p.stem
+)
 def test_every_recipe_runs_two_steps(path: Path, tmp_path: Path) -> None:
     pytest.importorskip("pycountry", reason="needs the demo extra")
     words = [*changes(path.stem, tmp_path), "--runs", str(tmp_path)]
@@ -101,3 +104,20 @@ def test_a_dry_run_leaves_nothing_and_says_what_the_run_would_cost(
     for word in ("parameters", "GFLOPs", "MiB", "minutes"):
         assert word in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_recipes_of_one_stage_follow_each_other(tiny_run: Path, tmp_path: Path) -> None:
+    run = tiny_run / "quickstart"
+    corpus, words = f"corpus={tmp_path / 'corpus'}", ["--runs", str(tmp_path)]
+    data = [f"data.corpus={tmp_path / 'corpus'}", f"data.tokenizer={tmp_path / 'tokenizer'}"]
+    small = ["budget={steps: 2}", "threads=1", "model.layers=1", "model.hidden=32", "evaluation.batches=1"]
+    places = [f"corpus={run / 'corpus'}", f"models.pre-trained={run / 'finetune'}"]
+    changed = {
+        "corpus": ["sources.0.share=0.1"],
+        "tokenizer": [corpus, "vocabulary=600"],
+        "train": [*data, *small],
+        "evaluate": [*places, f"models.random={run / 'scratch'}", "rows=4", "decoding.max_length=8"],
+    }
+    for verb in SINGLE:
+        assert nalanda(verb, str(ROOT / "recipes" / f"{verb}.yaml"), *changed[verb], *words) == 0, verb
+        assert (tmp_path / verb / "result.json").exists()

@@ -361,5 +361,5 @@ def test_tensorboard_missing_is_one_line(
     from nalanda.train.hooks import TensorBoard
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"pip install 'nalanda\[track\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[track\]'"):
         folder().fit(config(), hooks=[TensorBoard(tmp_path / "board")])
