@@ -1,5 +1,7 @@
 """`nalanda evaluate`: models and baselines translate the same test rows; scores, intervals, slices.
 
+Decoder language models are scored by perplexity and bits per byte of the held-out texts instead.
+
 scores: {verb: evaluate, corpus: ${corpus}, models: {pre-trained: ${finetune}, random: ${scratch}}}
 """
 
@@ -22,13 +24,14 @@ from nalanda.evaluate.translation import compare, evaluate_translations
 from nalanda.generate.decode import generate
 from nalanda.generate.options import DecodeConfig
 from nalanda.generate.scoring import log_probabilities
+from nalanda.stages.language_model import held_out_texts, likelihood
 from nalanda.stages.pipeline import model_folder
 from nalanda.stages.stage import Context, Stage
 from nalanda.stages.use import check_translator, load, source_ids
 
 
 class EvaluateStage(Config):
-    """Scores translation models on a split. The first model is the main arm, the others are controls."""
+    """Scores models of one kind on a split. The first model is the main arm, the others are controls."""
 
     verb: Literal["evaluate"] = "evaluate"
     corpus: Path
@@ -60,6 +63,34 @@ def test_rows(config: EvaluateStage) -> list[Document]:
 
 
 def run(config: EvaluateStage, run: Run, context: Context) -> dict[str, Any]:
+    """Translations or likelihoods, as the first model's kind wants."""
+    model, _ = load(next(iter(config.models.values())))
+    if model.spec.decoder and not model.spec.encoder:
+        return score_language_models(config, context)
+    return score_translations(config, run, context)
+
+
+def score_language_models(config: EvaluateStage, context: Context) -> dict[str, Any]:
+    """Perplexity and bits per byte of each model. Raises DataError for a model that is not a decoder."""
+    texts = held_out_texts(config.corpus, config.split, config.rows)
+    scores: dict[str, Any] = {}
+    for name, place in config.models.items():
+        model, tokenizer = load(place)
+        if model.spec.encoder:
+            raise DataError(
+                f"models.{name}: {place} is not a decoder, but the first model is; score them apart"
+            )
+        scores[name] = likelihood(model, tokenizer, texts, context).scores(config.scoring)
+    name, first = next(iter(scores.items()))
+    headline = (
+        f"{name}: {first['bits_per_byte']:.3f} bits per byte [{first['bits_per_byte_low']:.3f}, "
+        f"{first['bits_per_byte_high']:.3f}], perplexity {first['perplexity']:.2f} "
+        f"on {len(texts):,} {config.split} texts"
+    )
+    return {"rows": len(texts), "scores": scores, "headline": headline}
+
+
+def score_translations(config: EvaluateStage, run: Run, context: Context) -> dict[str, Any]:
     """Writes a folder of translations and scores for each system."""
     rows = test_rows(config)
     scored: dict[str, list[Translation]] = {}

@@ -66,7 +66,9 @@ def test_imports_go_down_only() -> None:
 def test_what_a_package_must_not_know(layer: str, forbidden: tuple[str, ...]) -> None:
     for path in FILES:
         if package(path) == layer:
-            known = {n for n in imports(path) if not n.startswith("nalanda.objectives.loss")}  # the contract alone
+            known = {
+                n for n in imports(path) if not n.startswith("nalanda.objectives.loss")
+            }  # the contract alone
             bad = [n for n in known if any(n == f or n.startswith(f + ".") for f in forbidden)]
             assert not bad, f"{path.relative_to(ROOT)} imports {bad}"
 
