@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import ROOT, TINY, nalanda
 
 from nalanda import cli
+from nalanda.config import load_yaml, override
 
 QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
 
@@ -125,12 +127,41 @@ def test_report_of_a_run_at_any_time(tiny_run: Path, capsys: pytest.CaptureFixtu
     assert (tiny_run / "quickstart" / "report.md").exists()
 
 
+def unknown(schema: dict[str, Any], node: dict[str, Any], value: Any, at: str = "") -> list[str]:
+    """The key paths of `value` that `node` of the schema does not know, or whose fixed value is another."""
+    if "$ref" in node:
+        return unknown(schema, schema["$defs"][node["$ref"].removeprefix("#/$defs/")], value, at)
+    branches = node.get("anyOf") or node.get("oneOf")
+    if branches:  # the branch that fits best is the one meant
+        return min((unknown(schema, branch, value, at) for branch in branches), key=len)
+    if isinstance(value, list):
+        return [path for i, v in enumerate(value) for path in unknown(schema, node["items"], v, f"{at}.{i}")]
+    if not isinstance(value, dict):
+        return [at] if value != node.get("const", value) or value not in node.get("enum", [value]) else []
+    found = []
+    for key, inner in value.items():
+        below = node.get("properties", {}).get(key) or node.get("additionalProperties")
+        path = f"{at}.{key}".lstrip(".")
+        found += unknown(schema, below, inner, path) if below else [path]
+    return found
+
+
 def test_schema_accepts_the_shipped_recipes(tmp_path: Path) -> None:
     assert nalanda("schema", "--out", str(tmp_path / "s.json")) == 0
     schema = json.loads((tmp_path / "s.json").read_text())
-    train = schema["$defs"]["stage_train"]["properties"]
-    assert {"optimizer", "schedule", "budget", "data", "model"} <= set(train)
-    assert schema["$defs"]["stage_train"]["additionalProperties"] is False
+    recipes = {path.name: load_yaml(path) for path in (ROOT / "recipes").glob("*.yaml")}
+    for name, values in recipes.items():
+        assert unknown(schema, schema, values) == [], name
+        assert unknown(schema, schema, values | {"invented": 1}) == ["invented"], name
+    for place in (
+        "corpus.sources.2",
+        "pretrain",
+        "pretrain.data.noise",
+        "finetune.optimizer",
+        "scores.decoding",
+    ):
+        key = f"stages.{place}.invented"
+        assert unknown(schema, schema, override(recipes["quickstart.yaml"], [f"{key}=1"])) == [key]
 
 
 def test_a_single_stage_into_a_foreign_folder_is_refused(

@@ -2,12 +2,93 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from nalanda import cli
+
 ROOT = Path(__file__).resolve().parents[2]
+
+COMMANDS = [
+    "chat",
+    "corpus",
+    "data preview",
+    "evaluate",
+    "generate",
+    "report",
+    "run",
+    "schema",
+    "status",
+    "tokenizer",
+    "train",
+    "translate",
+]
+
+PUBLIC = {
+    "nalanda.base.run": [
+        "Lock",
+        "Run",
+        "difference",
+        "fingerprint",
+        "fingerprint_of",
+        "is_held",
+        "metrics_row",
+    ],
+    "nalanda.config": ["Config", "ConfigError", "dump_yaml", "load_yaml", "override", "parse", "parse_yaml"],
+    "nalanda.nn.model": ["Model"],
+    "nalanda.nn.spec": [
+        "AttentionSpec",
+        "BlockSpec",
+        "FeedForwardSpec",
+        "NormSpec",
+        "PositionSpec",
+        "SequenceHeadSpec",
+        "Spec",
+        "TokensHeadSpec",
+    ],
+    "nalanda.train.loop": ["LoopConfig", "Trainer", "default_device", "fit"],
+    "nalanda.data.source": ["Bucketed", "Collator", "DataConfig", "Source", "TextConfig", "to_batch"],
+    "nalanda.data.batch": ["Batch", "check", "move", "tensors", "trained_tokens"],
+    "nalanda.objectives.loss": ["HeadedModel", "Loss", "Objective", "add_counts"],
+    "nalanda.generate.decode": ["generate", "settled", "stream"],
+    "nalanda.tokenizer.tokenizer": ["Tokenizer", "special_tokens"],
+    "nalanda.stages.stage": ["Context", "Stage", "fingerprint_input"],
+    "nalanda.models.exchange": [
+        "describe_model",
+        "load_model",
+        "load_weights",
+        "read_config",
+        "save_model",
+        "write_tensors",
+    ],
+}
+"""The classes and functions that other code may use; a change here is a change of what users rely on."""
+
+
+def test_the_command_line_has_exactly_these_commands() -> None:
+    found: list[str] = []
+    for name, command in cli.commands().items():
+        below = getattr(command, "commands", None)
+        found += [name] if below is None else [f"{name} {action}" for action in below]
+    assert sorted(found) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_a_module_defines_exactly_these_public_names(module: str) -> None:
+    names = [
+        name
+        for name, value in vars(importlib.import_module(module)).items()
+        if (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module
+        and not name.startswith("_")
+    ]
+    assert sorted(names) == PUBLIC[module]
 
 
 def test_scripts_can_be_run() -> None:
