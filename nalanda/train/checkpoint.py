@@ -163,12 +163,13 @@ def read_snapshot(path: Path) -> Snapshot:
     return Snapshot(
         step=state.pop("step"),
         model=model,
-        optimizer=_under("optimizer/", tensors),
-        extra=_under("extra/", tensors),
+        optimizer=under("optimizer/", tensors),
+        extra=under("extra/", tensors),
         state=state,
         ties=state.pop("ties"),
     )
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

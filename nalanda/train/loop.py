@@ -40,6 +40,7 @@ from nalanda.train.checkpoint import (
     Snapshot,
     read_snapshot,
     restore_weights,
+    under,
     weights_of,
 )
 from nalanda.train.compile import Mode, compiled, decide
@@ -206,11 +207,11 @@ class Trainer:
         extra = snapshot.extra
         self.budget.load(snapshot.state["budget"], extra["positions"].tolist())
         if self.average is not None:
-            self.average.load(_under("average/", extra))
+            self.average.load(under("average/", extra))
         for hook in self.hooks:
             known = snapshot.state["hooks"].get(hook.name)
             if known is not None:
-                hook.load(known, _under(f"hooks/{hook.name}/", extra), snapshot.step)
+                hook.load(known, under(f"hooks/{hook.name}/", extra), snapshot.step)
         self.window = Window(**snapshot.state["window"])
         self.stopped = snapshot.state["stopped"]
         for key, now in self._environment().items():
@@ -389,7 +390,3 @@ class Trainer:
 
 def _replayed(config: BudgetConfig) -> list[float] | None:
     return None if config.replay is None else read_snapshot(config.replay).extra["positions"].tolist()
-
-
-def _under(prefix: str, values: Row) -> Row:
-    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
