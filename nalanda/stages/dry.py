@@ -13,6 +13,7 @@ from typing import Any
 
 from nalanda.data.build import AnyDataConfig
 from nalanda.data.mixture import MixtureConfig
+from nalanda.models.exchange import load_model
 from nalanda.stages import pipeline
 from nalanda.stages.recipe import Planned, Recipe
 from nalanda.stages.stage import Context
@@ -24,6 +25,9 @@ def run(recipe: Recipe, context: Context) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="nalanda-dry-") as place:
         small = shrink(recipe, Path(place))
         results = pipeline.run(small, context)
+        for name, result in results.items():
+            if "model" in result:
+                load_model(small.stages[name].folder / result["model"])
         paces = {
             name: step_seconds(planned.folder / "metrics.jsonl") for name, planned in small.stages.items()
         }

@@ -34,7 +34,7 @@ from nalanda.objectives.tokens import TokensConfig
 from nalanda.stages import export
 from nalanda.stages.pipeline import model_folder
 from nalanda.stages.stage import Context, Stage
-from nalanda.stages.watch import Translations, TranslationsConfig
+from nalanda.stages.watch import SamplesConfig, Translations, TranslationsConfig, continuations
 from nalanda.tokenizer.tokenizer import Tokenizer
 from nalanda.train.checkpoint import CheckpointConfig
 from nalanda.train.hooks import Evaluation, EvaluationConfig, Hook, TensorBoard
@@ -59,6 +59,7 @@ class TrainStage(LoopConfig):
     objective: ObjectiveConfig = TokensConfig()
     evaluation: EvaluationConfig | None = EvaluationConfig()
     translations: TranslationsConfig | None = Field(None, description="translate dev rows while training")
+    samples: SamplesConfig | None = Field(None, description="continue prompts while training a decoder")
     threads: int | None = Field(default=None, gt=0, description="CPU threads; default: all that may be used")
     tensorboard: bool = False
     languages: tuple[str, ...] = Field((), description="for the model card; default: those of the data")
@@ -70,6 +71,8 @@ class TrainStage(LoopConfig):
             problem = misfit(self.objective, self.data, self.model.kind)
             if problem:
                 raise ValueError(problem)
+        if self.samples is not None and self.data.kind != "causal":
+            raise ValueError(f"samples: needs data of kind 'causal', not '{self.data.kind}'; leave it out")
         if self.translations is not None and self.data.kind != "pairs":
             raise ValueError(
                 f"translations: needs data of kind 'pairs', not '{self.data.kind}'; leave it out"
@@ -233,6 +236,8 @@ def _run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
     if config.translations is not None and isinstance(config.data, PairsConfig):
         rows = _dev_pairs(config.data, config.translations.rows)
         hooks.append(Translations(config.translations, rows, tokenizer))
+    if config.samples is not None:
+        hooks.append(continuations(config.samples, tokenizer))
     if config.tensorboard:
         hooks.append(TensorBoard(run.path / "tensorboard"))
     result = fit(
@@ -312,6 +317,7 @@ def shrink(config: TrainStage) -> TrainStage:
             "log_every": 1,
             "schedule": config.schedule.model_copy(update={"warmup": 0.0}),
             "evaluation": evaluation,
+            "samples": config.samples and config.samples.model_copy(update={"every": 3, "max_length": 4}),
             "translations": config.translations and TranslationsConfig(every=3, rows=4, max_length=8),
             "checkpoint": CheckpointConfig(every=3),
             "compile": "off",

@@ -1,8 +1,7 @@
-"""What a translation model writes while it trains: chrF++ on some dev rows, and a few of them to read.
+"""What a model writes while it trains, logged to metrics.jsonl: in a training stage's recipe
 
-    translations: {every: 500, rows: 200}        # in a training stage's recipe
-
-Logged to metrics.jsonl as `dev_chrf` and `samples`; the report draws the curve.
+translations: {every: 500, rows: 200}                     # pairs: `dev_chrf`, which the report draws, and `samples`
+samples: {every: 500, prompts: ["Once", "The king"]}      # a decoder: `samples`, continued by chance from a seed
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from nalanda.generate.options import DecodeConfig
 from nalanda.metrics.overlap import chrf
 from nalanda.nn.model import Model
 from nalanda.stages.use import source_ids
+from nalanda.text.normalize import nfc
 from nalanda.tokenizer.tokenizer import Tokenizer
-from nalanda.train.hooks import Hook, Moment, evaluating
+from nalanda.train.hooks import Hook, Moment, Sampling, evaluating
 
 
 class TranslationsConfig(Config):
@@ -60,3 +60,26 @@ class Translations(Hook):
             for row, text in zip(self.rows[: self.config.shown], found)
         ]
         return {"dev_chrf": round(score.value, 3), "samples": samples}
+
+
+class SamplesConfig(Config):
+    """Every `every` steps and at the end, continue each prompt by at most `max_length` tokens."""
+
+    every: int = Field(default=500, gt=0)
+    prompts: tuple[str, ...] = ("",)
+    max_length: int = Field(default=40, gt=0)
+    temperature: float = Field(default=0.8, gt=0)
+
+
+def continuations(config: SamplesConfig, tokenizer: Tokenizer) -> Sampling:
+    """The hook that writes them; the same seeds each time, so that samples show the model's change alone."""
+    decoding = DecodeConfig(
+        kind="sample", temperature=config.temperature, max_length=config.max_length, seed=0
+    )
+    prompts = [[tokenizer.bos, *tokenizer.encode(nfc(prompt))] for prompt in config.prompts]
+
+    def sample(model: Model) -> list[str]:
+        found = generate(model, prompts, tokenizer, decoding)
+        return [prompt + result.text for prompt, result in zip(config.prompts, found)]
+
+    return Sampling(config.every, sample)

@@ -92,6 +92,12 @@ def test_every_recipe_runs_two_steps(path: Path, tmp_path: Path) -> None:
     assert nalanda("run", str(path), *words) == 0
     result = json.loads((tmp_path / path.stem / "model" / "result.json").read_text())
     assert result["steps"] == 2
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / path.stem / "model" / "metrics.jsonl").read_text().splitlines()
+    ]
+    samples = [row["samples"] for row in rows if "samples" in row]
+    assert (len(samples) == 1 and samples[0][0].startswith("The ")) == (path.stem == "causal")
 
 
 def test_a_dry_run_leaves_nothing_and_says_what_the_run_would_cost(
