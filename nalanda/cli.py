@@ -350,6 +350,37 @@ def chat(
     use(model, to, overrides or [], _ask, typer.echo)
 
 
+@app.command()
+def inspect(
+    model: ModelPlace,
+    text: Annotated[str, typer.Option("--text", help="What the model reads.")],
+    to: Annotated[str, typer.Option("--to", help="A translator's target language: hin_Deva")] = "",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target", help="What an encoder-decoder is to have written; without it, its own output."
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--generate", min=1, help="Add this many of the model's own tokens first.")
+    ] = None,
+    layers: Annotated[str, typer.Option("--layers", help="Only these, from 1: 1,6-8")] = "",
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="The longest text, in tokens.")] = 64,
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("inspect.html"),
+) -> None:
+    """See inside a model: attention, the stream layer by layer, probabilities; one HTML page.
+
+    nalanda inspect runs/quickstart --text "Sri Lanka" --to hin_Deva
+    """
+    from nalanda.evaluate.inspection import Limits
+    from nalanda.stages.inspect import Asked, layer_numbers, write
+
+    limits = Limits(layers=layer_numbers(layers), tokens=tokens)
+    for line in write(model, Asked(text, to, target, count, limits), out):
+        _note(line)
+    typer.echo(f"page in {out}")
+
+
 def _ask() -> str | None:
     try:
         line = input("> " if sys.stdin.isatty() else "")
