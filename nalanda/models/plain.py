@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from nalanda.config import Config
+from nalanda.nn.rotary import RotarySpec
 from nalanda.nn.spec import (
     Activation,
     AttentionSpec,
@@ -75,6 +76,7 @@ class ModelConfig(Config):
 def build_spec(config: ModelConfig, vocabulary: int) -> Spec:
     """The network that `config` describes, over a vocabulary of `vocabulary` tokens."""
     norm = NormSpec(kind=config.norm, eps=config.norm_eps, bias=config.bias)
+    rotary = RotarySpec(theta=config.theta)
     attention = AttentionSpec(
         heads=config.heads,
         kv_heads=config.kv_heads,
@@ -82,7 +84,7 @@ def build_spec(config: ModelConfig, vocabulary: int) -> Spec:
         bias=config.bias,
         window=config.window,
         dropout=config.attention_dropout,
-        rotary=config.position == "rotary",
+        rotary=rotary if config.position == "rotary" else None,
         qk_norm=NormSpec(kind="rms", eps=config.norm_eps) if config.qk_norm else None,
     )
     block = BlockSpec(
@@ -94,8 +96,9 @@ def build_spec(config: ModelConfig, vocabulary: int) -> Spec:
         norm_place=config.norm_place,
         dropout=config.dropout,
     )
-    cross = attention.model_copy(update={"rotary": config.cross_rotary, "window": None})
-    position = PositionSpec(kind=config.position, max_length=config.max_length, theta=config.theta)
+    cross = attention.model_copy(update={"rotary": rotary if config.cross_rotary else None, "window": None})
+    added = "none" if config.position == "rotary" else config.position
+    position = PositionSpec(kind=added, max_length=config.max_length, theta=config.theta)
     decoder_block = block.model_copy(update={"cross": cross}) if config.kind == "encoder_decoder" else block
     encoder = () if config.kind == "decoder" else (block,) * config.layers
     decoder = () if config.kind == "encoder" else (decoder_block,) * (config.decoder_layers or config.layers)

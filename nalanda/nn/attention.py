@@ -20,7 +20,7 @@ from nalanda.nn.cache import LayerCache
 from nalanda.nn.linear import Linear
 from nalanda.nn.mask import AttentionMask
 from nalanda.nn.norm import build_norm
-from nalanda.nn.position import Tables, rotate
+from nalanda.nn.rotary import Tables, rotate
 from nalanda.nn.spec import AttentionSpec
 
 
@@ -59,11 +59,18 @@ class _Attention(nn.Module):
         self.heads, self.groups, self.dim = spec.heads, spec.groups, spec.dim(hidden)
         self.scale = spec.scale if spec.scale is not None else self.dim**-0.5
         self.dropout = spec.dropout
-        self.rotary = spec.rotary
-        self.query_norm = build_norm(spec.qk_norm, self.dim) if spec.qk_norm is not None else None
-        self.key_norm = build_norm(spec.qk_norm, self.dim) if spec.qk_norm is not None else None
+        self.norm_over_all = spec.qk_norm_over == "all"
+        widths = (self.heads * self.dim, self.groups * self.dim) if self.norm_over_all else (self.dim,) * 2
+        norms = [None if spec.qk_norm is None else build_norm(spec.qk_norm, width) for width in widths]
+        self.query_norm, self.key_norm = norms
         output_bias = spec.bias if spec.output_bias is None else spec.output_bias
         self.output = Linear(self.heads * self.dim, hidden, output_bias, residual=True)
+
+    def _normalize(self, norm: nn.Module | None, x_BTHK: Tensor) -> Tensor:
+        if norm is None:
+            return x_BTHK
+        x = norm(x_BTHK.flatten(2)).unflatten(-1, x_BTHK.shape[2:]) if self.norm_over_all else norm(x_BTHK)
+        return x.to(x_BTHK.dtype)
 
     def _attend(
         self, q_BTHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: AttentionMask, maps: list[Tensor] | None
@@ -93,14 +100,14 @@ class SelfAttention(_Attention):
         cache: LayerCache | None,
         maps: list[Tensor] | None,
     ) -> Tensor:
-        """B x T x D. `tables` are rotary's; `cache` takes the new keys and values; `maps` collects attention maps."""
+        """B x T x D. `tables` turn queries and keys; `cache` takes the new keys and values; `maps` collects maps."""
         heads, groups = self.heads, self.groups
         qkv = self.qkv(x_BTD).unflatten(-1, (heads + 2 * groups, self.dim))
         qk, v = qkv.split([heads + groups, groups], dim=2)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = qk.split([heads, groups], dim=2)
-            qk = torch.cat([self.query_norm(q), self.key_norm(k)], dim=2).to(v.dtype)
-        if self.rotary and tables is not None:
+            qk = torch.cat([self._normalize(self.query_norm, q), self._normalize(self.key_norm, k)], dim=2)
+        if tables is not None:
             qk = rotate(qk, tables)
         q, k = qk.split([heads, groups], dim=2)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
@@ -130,9 +137,8 @@ class CrossAttention(_Attention):
     ) -> Tensor:
         """B x T x D. With a `cache`, the source's keys and values are worked out once, in the first call."""
         q = self.query(x_BTD).unflatten(-1, (self.heads, self.dim))
-        if self.query_norm is not None:
-            q = self.query_norm(q).to(x_BTD.dtype if q.dtype == x_BTD.dtype else q.dtype)
-        if self.rotary and tables is not None:
+        q = self._normalize(self.query_norm, q)
+        if tables is not None:
             q = rotate(q, tables)
         if cache is None or cache.cross is None:
             k, v = self._key_value(memory_BSD, memory_tables)
@@ -148,8 +154,7 @@ class CrossAttention(_Attention):
                 "cross-attention needs the source: give source_ids_BS, memory, or a cache that holds it"
             )
         k, v = self.key_value(memory_BSD).unflatten(-1, (2 * self.groups, self.dim)).chunk(2, dim=2)
-        if self.key_norm is not None:
-            k = self.key_norm(k).to(v.dtype)
-        if self.rotary and tables is not None:
+        k = self._normalize(self.key_norm, k)
+        if tables is not None:
             k = rotate(k, tables)
         return k.transpose(1, 2), v.transpose(1, 2)

@@ -1,14 +1,16 @@
 """One layer of a stack: sub-layers around the residual stream.
 
-    pre    x + dropout(f(norm(x)))        norm_place 'pre':  trains without long warm-up
-    post   norm(x + dropout(f(x)))        norm_place 'post': as in 2017 and BERT
+    pre        x + f(norm(x))                 trains without long warm-up
+    post       norm(x + f(x))                 as in 2017 and BERT
+    sandwich   x + output_norm(f(norm(x)))    Gemma 2 and 3
+    output     x + norm(f(x))                 OLMo 2
 
-x -> self-attention -> (cross-attention, where there is an encoder) -> feed-forward
+x -> self-attention -> (cross-attention, where there is an encoder) -> feed-forward; f ends in dropout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -19,10 +21,12 @@ from nalanda.nn.dropout import Dropout
 from nalanda.nn.feedforward import build_feedforward
 from nalanda.nn.mask import AttentionMask
 from nalanda.nn.norm import build_norm
-from nalanda.nn.position import Tables
-from nalanda.nn.spec import BlockSpec
+from nalanda.nn.rotary import RotarySpec, Tables
+from nalanda.nn.spec import AttentionSpec, BlockSpec
 
 SubLayer = Callable[[Tensor], Tensor]
+RotaryKey = tuple[RotarySpec, int]
+"""A rotation and the dimension of the heads that it turns: attentions with the same one share its tables."""
 
 
 @dataclass(frozen=True)
@@ -31,49 +35,74 @@ class Shared:
 
     masks: dict[int | None, AttentionMask]
     cross_mask: AttentionMask
-    tables: Tables | None
-    memory_tables: Tables | None
+    tables: dict[int | None, Tables]  # of the stream's places, by the number of the rotary spec in the stack
+    memory_tables: dict[int | None, Tables]
     memory_BSD: Tensor | None
     maps: list[Tensor] | None
     cross_maps: list[Tensor] | None
 
 
-def pre(x_BTD: Tensor, norm: nn.Module, dropout: nn.Module, sublayer: SubLayer) -> Tensor:
+def pre(x_BTD: Tensor, norm: nn.Module, output_norm: nn.Module, dropout: nn.Module, f: SubLayer) -> Tensor:
     """The stream stays a plain sum; each sub-layer reads it normalized (Xiong et al. 2020)."""
-    return x_BTD + dropout(sublayer(norm(x_BTD)))
+    return x_BTD + dropout(f(norm(x_BTD)))
 
 
-def post(x_BTD: Tensor, norm: nn.Module, dropout: nn.Module, sublayer: SubLayer) -> Tensor:
+def post(x_BTD: Tensor, norm: nn.Module, output_norm: nn.Module, dropout: nn.Module, f: SubLayer) -> Tensor:
     """The stream is normalized after each sub-layer (Vaswani et al. 2017)."""
-    return norm(x_BTD + dropout(sublayer(x_BTD)))
+    return norm(x_BTD + dropout(f(x_BTD)))
 
 
-PLACES: dict[str, Callable[[Tensor, nn.Module, nn.Module, SubLayer], Tensor]] = {"pre": pre, "post": post}
+def sandwich(
+    x_BTD: Tensor, norm: nn.Module, output_norm: nn.Module, dropout: nn.Module, f: SubLayer
+) -> Tensor:
+    """What a sub-layer reads is normalized and what it adds as well (Gemma 2, 2024)."""
+    return x_BTD + dropout(output_norm(f(norm(x_BTD))))
+
+
+def output(x_BTD: Tensor, norm: nn.Module, output_norm: nn.Module, dropout: nn.Module, f: SubLayer) -> Tensor:
+    """Only what a sub-layer adds is normalized (OLMo 2, 2025)."""
+    return x_BTD + dropout(norm(f(x_BTD)))
+
+
+PLACES: dict[str, Callable[[Tensor, nn.Module, nn.Module, nn.Module, SubLayer], Tensor]] = {
+    "pre": pre,
+    "post": post,
+    "sandwich": sandwich,
+    "output": output,
+}
 
 
 class Block(nn.Module):
-    """One layer, as `spec` describes it."""
+    """One layer, as `spec` describes it. `rotaries` are the stack's rotary specs, which it turns by number."""
 
-    def __init__(self, spec: BlockSpec, hidden: int) -> None:
+    def __init__(self, spec: BlockSpec, hidden: int, rotaries: Sequence[RotaryKey]) -> None:
         super().__init__()
         self.window = spec.attention.window
         self.residual = PLACES[spec.norm_place]
         self.dropout = Dropout(spec.dropout)
-        self.attention_norm = build_norm(spec.norm, hidden)
+        self.attention_norm = build_norm(spec.norm, hidden) if spec.attention_norm else nn.Identity()
+        self.attention_output_norm = _output_norm(spec, hidden)
         self.attention = SelfAttention(spec.attention, hidden)
-        self.cross_norm = build_norm(spec.norm, hidden) if spec.cross is not None else None
-        self.cross = CrossAttention(spec.cross, hidden) if spec.cross is not None else None
+        self.rotary = _number(spec.attention, hidden, rotaries)
+        self.cross: CrossAttention | None = None
+        if spec.cross is not None:
+            self.cross_norm = build_norm(spec.norm, hidden)
+            self.cross_output_norm = _output_norm(spec, hidden)
+            self.cross = CrossAttention(spec.cross, hidden)
+            self.cross_rotary = _number(spec.cross, hidden, rotaries)
         self.feedforward_norm = build_norm(spec.norm, hidden)
+        self.feedforward_output_norm = _output_norm(spec, hidden)
         self.feedforward = build_feedforward(spec.feedforward, hidden)
 
     def forward(self, x_BTD: Tensor, shared: Shared, cache: LayerCache | None) -> Tensor:
         """B x T x D."""
 
         def attention(x: Tensor) -> Tensor:
-            return self.attention(x, shared.masks[self.window], shared.tables, cache, shared.maps)
+            tables = shared.tables.get(self.rotary)
+            return self.attention(x, shared.masks[self.window], tables, cache, shared.maps)
 
-        x_BTD = self.residual(x_BTD, self.attention_norm, self.dropout, attention)
-        if self.cross is not None and self.cross_norm is not None:
+        x_BTD = self.residual(x_BTD, self.attention_norm, self.attention_output_norm, self.dropout, attention)
+        if self.cross is not None:
             cross = self.cross
 
             def from_source(x: Tensor) -> Tensor:
@@ -81,11 +110,21 @@ class Block(nn.Module):
                     x,
                     shared.memory_BSD,
                     shared.cross_mask,
-                    shared.tables,
-                    shared.memory_tables,
+                    shared.tables.get(self.cross_rotary),
+                    shared.memory_tables.get(self.cross_rotary),
                     cache,
                     shared.cross_maps,
                 )
 
-            x_BTD = self.residual(x_BTD, self.cross_norm, self.dropout, from_source)
-        return self.residual(x_BTD, self.feedforward_norm, self.dropout, self.feedforward)
+            x_BTD = self.residual(x_BTD, self.cross_norm, self.cross_output_norm, self.dropout, from_source)
+        return self.residual(
+            x_BTD, self.feedforward_norm, self.feedforward_output_norm, self.dropout, self.feedforward
+        )
+
+
+def _output_norm(spec: BlockSpec, hidden: int) -> nn.Module:
+    return build_norm(spec.norm, hidden) if spec.norm_place == "sandwich" else nn.Identity()
+
+
+def _number(spec: AttentionSpec, hidden: int, rotaries: Sequence[RotaryKey]) -> int | None:
+    return None if spec.rotary is None else rotaries.index((spec.rotary, spec.dim(hidden)))

@@ -30,19 +30,20 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019); Gemma's weight is kept minus 1."""
 
     def __init__(self, spec: NormSpec, width: int) -> None:
         super().__init__()
-        self.eps = spec.eps
-        self.weight = nn.Parameter(torch.ones(width))
+        self.eps, self.unit_offset = spec.eps, spec.unit_offset
+        self.weight = nn.Parameter(torch.zeros(width) if spec.unit_offset else torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape that ends in the normalized axis; same shape out, in the type of the weight."""
-        x = x.to(self.weight.dtype)
+        weight = 1 + self.weight if self.unit_offset else self.weight
+        x = x.to(weight.dtype)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return rms_norm_cpu(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return rms_norm_cpu(x, weight, self.eps)
+        return F.rms_norm(x, weight.shape, weight, self.eps)
 
 
 class _RMSNormCPU(torch.autograd.Function):

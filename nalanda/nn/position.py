@@ -1,7 +1,6 @@
-"""How a stack knows order: vectors added to embeddings, rotations of queries and keys, or biases on scores.
+"""How a stack knows order: vectors added to embeddings, or biases on scores; rotations are in rotary.py.
 
-learned, sinusoidal   AddedPositions: one row of a table for each place, added once at the bottom
-rotary                Rotary.tables(positions) once per forward, `rotate(x, tables)` in each attention
+learned, sinusoidal   one row of a table for each place, added once at the bottom
 relative              RelativeBias: one bias per head and distance bucket, made once per forward, added to scores
 """
 
@@ -14,14 +13,17 @@ from torch import Tensor, nn
 
 from nalanda.nn.spec import PositionSpec
 
-Tables = tuple[Tensor, Tensor]
 
+def sinusoids(length: int, hidden: int, theta: float = 10_000.0, layout: str = "paper") -> Tensor:
+    """(length, hidden) fp32: sines in the first half, cosines in the second.
 
-def sinusoids(length: int, hidden: int, theta: float = 10_000.0) -> Tensor:
-    """(length, hidden) fp32: sines in the first half, cosines in the second, wavelengths of Vaswani et al. 2017."""
+    Wavelengths from 2 pi up to 2 pi theta: `paper` spaces them by 2/hidden (Vaswani et al. 2017), `tensor2tensor`
+    by 1/(hidden/2 - 1), so that the last is reached (tensor2tensor, fairseq).
+    """
     half = (hidden + 1) // 2
-    wavelength_D = theta ** (torch.arange(half, dtype=torch.float64) * 2 / hidden)
-    angle_TD = torch.arange(length, dtype=torch.float64)[:, None] / wavelength_D
+    step = 2 / hidden if layout == "paper" else 1 / max(half - 1, 1)
+    wavelength_D = theta ** (torch.arange(half, dtype=torch.float64, device="cpu") * step)
+    angle_TD = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] / wavelength_D
     return torch.cat([angle_TD.sin(), angle_TD.cos()[:, : hidden - half]], dim=1).float()
 
 
@@ -30,11 +32,12 @@ class LearnedPositions(nn.Module):
 
     def __init__(self, spec: PositionSpec, hidden: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(spec.max_length, hidden)
+        self.offset = spec.offset
+        self.table = nn.Embedding(spec.max_length + spec.offset, hidden)
 
     def forward(self, positions_BT: Tensor) -> Tensor:
         """BTD vectors to add."""
-        return self.table(positions_BT)
+        return self.table(positions_BT + self.offset if self.offset else positions_BT)
 
 
 class SinusoidalPositions(nn.Module):
@@ -44,7 +47,8 @@ class SinusoidalPositions(nn.Module):
 
     def __init__(self, spec: PositionSpec, hidden: int) -> None:
         super().__init__()
-        self.register_buffer("table_TD", sinusoids(spec.max_length, hidden, spec.theta), persistent=False)
+        table_TD = sinusoids(spec.max_length + spec.offset, hidden, spec.theta, spec.layout)
+        self.register_buffer("table_TD", table_TD[spec.offset :].clone(), persistent=False)
 
     def forward(self, positions_BT: Tensor) -> Tensor:
         """BTD vectors to add."""
@@ -55,29 +59,6 @@ ADDED: dict[str, type[LearnedPositions] | type[SinusoidalPositions]] = {
     "learned": LearnedPositions,
     "sinusoidal": SinusoidalPositions,
 }
-
-
-class Rotary(nn.Module):
-    """Rotations by position of pairs (i, i + K/2) of a head's dimensions (Su et al. 2021, in Llama's layout)."""
-
-    frequency_K: Tensor
-
-    def __init__(self, theta: float, dim: int) -> None:
-        super().__init__()
-        frequency_K = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-        self.register_buffer("frequency_K", frequency_K.float(), persistent=False)
-
-    def forward(self, positions_BT: Tensor, dtype: torch.dtype) -> Tables:
-        """Cosines and sines, each (B or 1, T, 1, K/2); angles are taken in fp32, then rounded to `dtype`."""
-        angle = positions_BT.to(self.frequency_K.dtype)[:, :, None, None] * self.frequency_K
-        return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def rotate(x_BTHK: Tensor, tables: Tables) -> Tensor:
-    """Turns each head's vectors by the angles of their places."""
-    cos, sin = tables
-    one, two = x_BTHK.chunk(2, dim=-1)
-    return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
 
 
 def buckets(distance: Tensor, count: int, max_distance: int, bidirectional: bool) -> Tensor:

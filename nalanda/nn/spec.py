@@ -14,8 +14,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from nalanda.config import Config
+from nalanda.nn.rotary import RotarySpec
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "tanh"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -25,6 +26,7 @@ class NormSpec(Config):
     kind: Literal["layer", "rms"] = "layer"
     eps: float = Field(default=1e-5, gt=0)
     bias: bool = True
+    unit_offset: bool = Field(default=False, description="rms: multiply by 1 + weight (Gemma)")
 
 
 class AttentionSpec(Config):
@@ -39,8 +41,13 @@ class AttentionSpec(Config):
     output_bias: bool | None = Field(default=None, description="None: as bias")
     window: int | None = Field(default=None, gt=0, description="sees places nearer than this; None: all")
     dropout: Probability = 0.0
-    rotary: bool = Field(default=False, description="turn queries and keys by their positions")
-    qk_norm: NormSpec | None = Field(default=None, description="normalize each head's queries and keys")
+    rotary: RotarySpec | None = Field(default=None, description="turn queries and keys by their positions")
+    qk_norm: NormSpec | None = Field(default=None, description="normalize queries and keys")
+    qk_norm_over: Literal["head", "all"] = Field(
+        default="head", description="each head's dimensions, or those of all heads together (OLMo 2)"
+    )
+    softcap: float | None = Field(default=None, gt=0, description="scores become c tanh(score / c) (Gemma 2)")
+    sinks: bool = Field(default=False, description="a learned score per head that takes weight to nowhere")
     scale: float | None = Field(
         default=None, gt=0, description="of the scores; None: 1/sqrt(head_dim); T5: 1"
     )
@@ -72,11 +79,18 @@ class FeedForwardSpec(Config):
 
 
 class PositionSpec(Config):
-    """How a stack knows order. `max_length` bounds positions where there is a table (learned, sinusoidal)."""
+    """How a stack knows order, where its attentions do not turn by it (rotary).
 
-    kind: Literal["none", "learned", "sinusoidal", "rotary", "relative"] = "none"
+    `max_length` bounds positions where there is a table (learned, sinusoidal).
+    """
+
+    kind: Literal["none", "learned", "sinusoidal", "relative"] = "none"
     max_length: int = Field(default=1024, gt=0)
-    theta: float = Field(default=10_000.0, gt=0, description="rotary and sinusoidal: base of the wavelengths")
+    offset: int = Field(default=0, ge=0, description="rows of the table before that of place 0 (BART: 2)")
+    theta: float = Field(default=10_000.0, gt=0, description="sinusoidal: base of the wavelengths")
+    layout: Literal["paper", "tensor2tensor"] = Field(
+        default="paper", description="sinusoidal: see position.sinusoids"
+    )
     buckets: int = Field(default=32, ge=4, description="relative: number of distance buckets")
     max_distance: int = Field(default=128, gt=1, description="relative: farther distances share a bucket")
 
@@ -93,7 +107,8 @@ class BlockSpec(Config):
     cross: AttentionSpec | None = None
     feedforward: FeedForwardSpec
     norm: NormSpec = NormSpec()
-    norm_place: Literal["pre", "post"] = "pre"
+    norm_place: Literal["pre", "post", "sandwich", "output"] = Field("pre", description="see nn/block.py")
+    attention_norm: bool = Field(True, description="False: self-attention reads the stream as it is")
     dropout: Probability = Field(default=0.0, description="of each sub-layer's output, before it is added")
 
 
@@ -121,8 +136,11 @@ class Spec(Config):
             raise ValueError("a network needs at least one encoder or decoder block")
         for name, blocks, position in self.stacks():
             for index, block in enumerate(blocks):
-                _check_block(f"{name}[{index}]", block, self.hidden, position)
-            _check_shared(name, blocks, self.hidden, position)
+                _check_block(f"{name}[{index}]", block, self.hidden)
+            if position.kind == "relative" and len({block.attention.heads for block in blocks}) > 1:
+                raise ValueError(
+                    f"{name}: its blocks share the relative bias, so they need one number of heads"
+                )
         if any(block.cross for block in self.encoder):
             raise ValueError("encoder blocks have no cross-attention")
         if any((block.cross is None) is bool(self.encoder) for block in self.decoder):
@@ -138,7 +156,7 @@ class Spec(Config):
         return [stack for stack in both if stack[1]]
 
 
-def _check_block(place: str, block: BlockSpec, hidden: int, position: PositionSpec) -> None:
+def _check_block(place: str, block: BlockSpec, hidden: int) -> None:
     for name, attention in (("attention", block.attention), ("cross", block.cross)):
         if attention is None:
             continue
@@ -146,20 +164,12 @@ def _check_block(place: str, block: BlockSpec, hidden: int, position: PositionSp
             raise ValueError(
                 f"{place}.{name}: hidden ({hidden}) must be a multiple of heads ({attention.heads})"
             )
-        if attention.rotary and position.kind != "rotary":
-            raise ValueError(f"{place}.{name}: rotary attention needs the stack's position kind 'rotary'")
         if attention.rotary and attention.dim(hidden) % 2:
             raise ValueError(f"{place}.{name}: rotary needs an even head_dim, not {attention.dim(hidden)}")
     if block.cross is not None and block.cross.window is not None:
         raise ValueError(f"{place}.cross: cross-attention has no window")
-
-
-def _check_shared(name: str, blocks: tuple[BlockSpec, ...], hidden: int, position: PositionSpec) -> None:
-    attentions = [a for block in blocks for a in (block.attention, block.cross) if a is not None]
-    if len({a.dim(hidden) for a in attentions if a.rotary}) > 1:
-        raise ValueError(f"{name}: its rotary attentions share one table, so they need one head_dim")
-    if position.kind == "relative" and len({block.attention.heads for block in blocks}) > 1:
-        raise ValueError(f"{name}: its blocks share the relative bias, so they need one number of heads")
+    if not block.attention_norm and block.norm_place != "pre":
+        raise ValueError(f"{place}: only a block with norm_place 'pre' can go without its attention norm")
 
 
 class TokensHeadSpec(Config):
@@ -168,19 +178,63 @@ class TokensHeadSpec(Config):
     kind: Literal["tokens"] = "tokens"
     bias: bool = False
     transform: bool = False
+    transform_bias: bool = True
     activation: Activation = "gelu"
     norm: NormSpec = NormSpec()
     scale: float = Field(default=1.0, gt=0, description="of the hidden states; T5 tied: hidden ** -0.5")
+    softcap: float | None = Field(default=None, gt=0, description="logits become c tanh(logit / c) (Gemma 2)")
 
 
 class SequenceHeadSpec(Config):
-    """Logits over classes from one place of each row: its first token, or its last."""
+    """Logits over classes from one vector for each row: its first real place, its last, or their mean.
+
+    One class is a regression's value or a reward.
+    """
 
     kind: Literal["sequence"] = "sequence"
     classes: int = Field(gt=0)
-    place: Literal["first", "last"] = "first"
+    place: Literal["first", "last", "mean"] = "first"
     pooler: bool = Field(default=True, description="a dense layer and tanh before the classes (BERT)")
+    pooler_bias: bool = True
+    pooler_activation: Activation = "tanh"
+    pooler_norm: NormSpec | None = Field(
+        default=None, description="after the pooler's activation (ModernBERT)"
+    )
+    bias: bool = True
     dropout: Probability = 0.0
 
 
-HeadSpec = Annotated[TokensHeadSpec | SequenceHeadSpec, Field(discriminator="kind")]
+class PlacesHeadSpec(Config):
+    """Logits over classes at every place: entities, parts of speech; with one class a value (PPO's critic)."""
+
+    kind: Literal["places"] = "places"
+    classes: int = Field(gt=0)
+    transform: bool = Field(
+        default=False, description="a dense layer, activation and norm before (ModernBERT)"
+    )
+    transform_bias: bool = True
+    activation: Activation = "gelu"
+    norm: NormSpec = NormSpec()
+    bias: bool = True
+    dropout: Probability = 0.0
+
+
+class SpanHeadSpec(PlacesHeadSpec):
+    """Start and end logits at every place: extractive question answering."""
+
+    kind: Literal["span"] = "span"  # type: ignore[assignment]
+    classes: Literal[2] = 2  # type: ignore[assignment]
+
+
+class EmbeddingHeadSpec(Config):
+    """One vector for each row: sentence embeddings. It has no weights of its own."""
+
+    kind: Literal["embedding"] = "embedding"
+    place: Literal["first", "last", "mean"] = "mean"
+    normalize: bool = Field(default=True, description="to length 1, so that a dot product is the cosine")
+
+
+HeadSpec = Annotated[
+    TokensHeadSpec | SequenceHeadSpec | PlacesHeadSpec | SpanHeadSpec | EmbeddingHeadSpec,
+    Field(discriminator="kind"),
+]

@@ -16,7 +16,8 @@ from nalanda.nn.embed import Embed
 from nalanda.nn.initialize import initialize
 from nalanda.nn.mask import AttentionMask, Places, cross_mask, distances, self_masks
 from nalanda.nn.norm import build_norm
-from nalanda.nn.position import RelativeBias, Rotary, Tables
+from nalanda.nn.position import RelativeBias
+from nalanda.nn.rotary import Rotary, Tables
 from nalanda.nn.spec import BlockSpec, PositionSpec, Spec
 
 CAPTURES = ("residuals", "attention", "cross_attention")
@@ -44,14 +45,14 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         attentions = [a for block in blocks for a in (block.attention, block.cross) if a is not None]
-        turned = [a.dim(spec.hidden) for a in attentions if a.rotary]
+        rotaries = list(dict.fromkeys((a.rotary, a.dim(spec.hidden)) for a in attentions if a.rotary))
         self.causal = causal
         self.windows = sorted({block.attention.window for block in blocks}, key=lambda window: window or 0)
         self.embed = Embed(spec, position)
-        self.rotary = Rotary(position.theta, turned[0]) if turned else None
+        self.rotaries = nn.ModuleList(Rotary(rotary, dim) for rotary, dim in rotaries)
         heads = blocks[0].attention.heads
         self.relative = RelativeBias(position, heads, not causal) if position.kind == "relative" else None
-        self.blocks = nn.ModuleList(Block(block, spec.hidden) for block in blocks)
+        self.blocks = nn.ModuleList(Block(block, spec.hidden, rotaries) for block in blocks)
         self.norm = build_norm(blocks[-1].norm, spec.hidden) if spec.final_norm else None
         initialize(self, spec, len(blocks))
 
@@ -93,11 +94,11 @@ class Stack(nn.Module):
             masks=self_masks(query, key, self.causal, self.windows, learned, dtype),
             cross_mask=AttentionMask() if source is None else cross_mask(query, source, dtype),
             tables=self._tables(query, dtype),
-            memory_tables=None if source is None else self._tables(source, dtype),
+            memory_tables={} if source is None else self._tables(source, dtype),
             memory_BSD=memory_BSD,
             maps=captured.get("attention"),
             cross_maps=captured.get("cross_attention"),
         )
 
-    def _tables(self, places: Places, dtype: torch.dtype) -> Tables | None:
-        return None if self.rotary is None else self.rotary(places.positions_BT, dtype)
+    def _tables(self, places: Places, dtype: torch.dtype) -> dict[int | None, Tables]:
+        return {number: rotary(places.positions_BT, dtype) for number, rotary in enumerate(self.rotaries)}

@@ -34,19 +34,21 @@ def linear_cross_entropy(
     *,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sums over N rows of the loss, of the negative log-likelihood, and of right guesses.
 
-    The logits are `hidden_ND @ weight_VD.T + bias_V`. The loss is cross-entropy with `label_smoothing` (as
-    `torch.nn.functional.cross_entropy`) plus `z_loss` times the squared log-normalizer (PaLM, Chowdhery et al.
-    2022); the negative log-likelihood (nats) has neither. Only the loss has a gradient, of first order only.
+    The logits are `hidden_ND @ weight_VD.T + bias_V`, with `softcap` c then c tanh(logit / c). The loss is
+    cross-entropy with `label_smoothing` (as `torch.nn.functional.cross_entropy`) plus `z_loss` times the squared
+    log-normalizer (PaLM, Chowdhery et al. 2022); the negative log-likelihood (nats) has neither. Only the loss
+    has a gradient, of first order only.
     Matrix products run in the autocast type where autocast is on, everything else in fp32 (or fp64).
     `chunk` is the rows of logits held at once; None chooses by the device.
     """
     rows = chunk or rows_per_chunk(weight_VD.shape[0], hidden_ND.device)
     loss, nll, correct = _LinearCrossEntropy.apply(
-        hidden_ND, weight_VD, bias_V, targets_N, weight_N, label_smoothing, z_loss, rows
+        hidden_ND, weight_VD, bias_V, targets_N, weight_N, label_smoothing, z_loss, softcap, rows
     )
     return loss, nll, correct
 
@@ -67,6 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         row_weight: Tensor,
         smoothing: float,
         z_loss: float,
+        softcap: float | None,
         rows: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs = ctx.needs_input_grad
@@ -84,11 +87,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = (x @ matrix.T).to(exact)
                 if bias is not None:
                     logits += bias
+                bend = None if softcap is None else _cap(logits, softcap)
                 w = row_weight[part].to(exact)
                 into_gradient = _chunk(logits, targets[part], w, smoothing, z_loss, sums)
                 if not any(needs[:3]):
                     continue
                 into_gradient()
+                if bend is not None:
+                    logits.mul_(bend)
                 slope = logits.to(compute)
                 if grad_hidden is not None:
                     grad_hidden[part] = slope @ matrix
@@ -111,7 +117,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if hidden is None else hidden * grad.to(hidden.dtype),
             None if weight is None else (weight * grad).to(weight_type),
             None if bias is None else (bias * grad).to(bias_type),
-            *[None] * 5,
+            *[None] * 6,
         )
 
 
@@ -121,6 +127,13 @@ def _accumulate(grad_VD: Tensor, slope_NV: Tensor, x_ND: Tensor) -> None:
         grad_VD.addmm_(slope_NV.T, x_ND)
     else:
         grad_VD += slope_NV.T @ x_ND
+
+
+def _cap(logits: Tensor, softcap: float) -> Tensor:
+    """Caps `logits` in place; returns the slope of that, 1 - tanh^2."""
+    bent = torch.tanh(logits.div_(softcap))
+    torch.mul(bent, softcap, out=logits)
+    return bent.square_().neg_().add_(1)
 
 
 def _chunk(

@@ -36,7 +36,7 @@ class HeadedModel(Protocol):
     """What an objective needs of a model: hidden states of a batch, and its heads by name.
 
     A call gives an output with `hidden_BTD`. `heads` maps names to modules; the one over the vocabulary splits its
-    last product by `affine(hidden) -> features, weight, bias`.
+    last product by `affine(hidden) -> features, weight, bias` and says by `softcap` how its logits are bounded.
     """
 
     @property

@@ -44,7 +44,8 @@ class TokensConfig(Config):
         place_N = batch["target_weight"].reshape(-1).nonzero().squeeze(1)
         weight_N = batch["target_weight"].reshape(-1)[place_N]
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, place_N)
-        features_ND, weight_VD, bias_V = model.heads["tokens"].affine(hidden_ND)
+        head = model.heads["tokens"]
+        features_ND, weight_VD, bias_V = head.affine(hidden_ND)
         loss, nll, correct = linear_cross_entropy(
             features_ND,
             weight_VD,
@@ -53,6 +54,7 @@ class TokensConfig(Config):
             weight_N,
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
+            softcap=head.softcap,
             chunk=self.chunk,
         )
         count = weight_N.sum(dtype=torch.float32)

@@ -326,4 +326,4 @@ def shrink(config: TrainStage) -> TrainStage:
     )
 
 
-STAGE = Stage(config=TrainStage, run=run, inputs=inputs, shrink=shrink)
+STAGE = Stage(config=TrainStage, run=run, inputs=inputs, shrink=shrink, format=2)

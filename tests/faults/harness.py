@@ -29,12 +29,12 @@ from nalanda.base.seeds import derive
 from nalanda.config import parse
 from nalanda.data.batch import Batch
 from nalanda.nn.model import Model
+from nalanda.nn.rotary import RotarySpec
 from nalanda.nn.spec import (
     AttentionSpec,
     BlockSpec,
     FeedForwardSpec,
     NormSpec,
-    PositionSpec,
     Spec,
     TokensHeadSpec,
 )
@@ -85,14 +85,12 @@ class Stream:
 def build_model() -> Model:
     torch.manual_seed(0)
     block = BlockSpec(
-        attention=AttentionSpec(heads=2, rotary=True),
+        attention=AttentionSpec(heads=2, rotary=RotarySpec()),
         feedforward=FeedForwardSpec(inner=32),
         norm=NormSpec(),
         dropout=0.1,
     )
-    spec = Spec(
-        vocabulary=VOCABULARY, hidden=16, decoder=(block,), decoder_position=PositionSpec(kind="rotary")
-    )
+    spec = Spec(vocabulary=VOCABULARY, hidden=16, decoder=(block,))
     return Model(spec, {"tokens": TokensHeadSpec()})
 
 

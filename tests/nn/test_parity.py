@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nalanda.nn.cache import Cache
 from nalanda.nn.model import Model
+from nalanda.nn.rotary import RotarySpec
 from nalanda.nn.spec import (
     AttentionSpec,
     BlockSpec,
@@ -188,13 +189,12 @@ def llama() -> Case:
     randomize(theirs)
     layer = BlockSpec(
         **block(
-            attention={"kv_heads": 2, "rotary": True},
+            attention={"kv_heads": 2, "rotary": RotarySpec(theta=500.0)},
             feedforward={"kind": "glu", "activation": "silu"},
             norm=NormSpec(kind="rms", eps=1e-6),
         )
     )
-    position = PositionSpec(kind="rotary", theta=500.0)
-    spec = Spec(vocabulary=V, hidden=D, decoder=(layer,) * L, decoder_position=position, tie_embeddings=False)
+    spec = Spec(vocabulary=V, hidden=D, decoder=(layer,) * L, tie_embeddings=False)
     rows = {
         **pair("transformer.tokens", theirs.model.embed_tokens),
         **pair("transformer.decoder.norm", theirs.model.norm),

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from nalanda.nn.mask import positions_in_segments
-from nalanda.nn.position import Rotary, buckets, rotate, sinusoids
+from nalanda.nn.position import buckets, sinusoids
+from nalanda.nn.rotary import Rotary, RotarySpec, rotate
 
 
 def test_rotation_is_a_complex_product() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, 3, 8, dtype=torch.float64)
     positions = torch.tensor([[0, 1, 2, 3, 4], [7, 0, 1, 100, 3]])
-    rotary = Rotary(500.0, 8).double()
+    rotary = Rotary(RotarySpec(theta=500.0), 8).double()
     found = rotate(x, rotary(positions, torch.float64))
     angle = positions[:, :, None, None] * torch.tensor(
         [500.0 ** (-2 * i / 8) for i in range(4)], dtype=torch.float64
@@ -27,7 +28,7 @@ def test_rotation_is_a_complex_product() -> None:
 def test_rotation_makes_scores_depend_on_distance_alone() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 16)
-    rotary = Rotary(10_000.0, 16)
+    rotary = Rotary(RotarySpec(), 16)
 
     def score(query: int, key: int) -> float:
         one = rotate(q, rotary(torch.tensor([[query]]), torch.float32))
@@ -39,7 +40,7 @@ def test_rotation_makes_scores_depend_on_distance_alone() -> None:
 
 
 def test_rotation_gradients_in_float64() -> None:
-    tables = Rotary(100.0, 4).double()(torch.arange(3)[None], torch.float64)
+    tables = Rotary(RotarySpec(theta=100.0), 4).double()(torch.arange(3)[None], torch.float64)
     x = torch.randn(1, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: rotate(x, tables), (x,))
 

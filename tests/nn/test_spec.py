@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from nalanda.nn.rotary import Llama3Scaling, RotarySpec
 from nalanda.nn.spec import AttentionSpec, BlockSpec, FeedForwardSpec, PositionSpec, Spec
 
 
@@ -20,11 +21,10 @@ def block(cross: dict[str, Any] | None = None, **attention: Any) -> BlockSpec:
 
 
 def test_round_trip_through_json() -> None:
-    position = PositionSpec(kind="rotary")
+    turned = RotarySpec(scaling=Llama3Scaling(factor=8.0, original_length=16))
     spec = Spec(
-        vocabulary=9, hidden=16, encoder=(block(),), decoder=(block({}, rotary=True), block({}, window=2)),
-        decoder_position=position,
-    )  # fmt: skip
+        vocabulary=9, hidden=16, encoder=(block(),), decoder=(block({}, rotary=turned), block({}, window=2))
+    )
     assert Spec.model_validate(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
@@ -36,7 +36,6 @@ def test_round_trip_through_json() -> None:
         ({"decoder": (block({}),)}, "exactly where there is an encoder"),
         ({"encoder": (block(),), "decoder": (block(),)}, "exactly where there is an encoder"),
         ({"encoder": (block(), block(heads=3))}, r"encoder\[1\].attention: hidden \(16\) must be a multiple"),
-        ({"encoder": (block(rotary=True),)}, "rotary attention needs the stack's position kind 'rotary'"),
         ({"encoder": (block(),), "decoder": (block({"window": 2}),)}, "cross-attention has no window"),
     ],
 )
@@ -46,13 +45,10 @@ def test_what_does_not_fit(values: dict[str, Any], message: str) -> None:
 
 
 def test_shared_parts_need_equal_heads() -> None:
-    rotary, relative = PositionSpec(kind="rotary"), PositionSpec(kind="relative")
-    uneven = (block(rotary=True), block(rotary=True, head_dim=6))
-    with pytest.raises(ValidationError, match="they need one head_dim"):
-        Spec(vocabulary=9, hidden=16, encoder=uneven, encoder_position=rotary)
+    relative = PositionSpec(kind="relative")
     with pytest.raises(ValidationError, match="they need one number of heads"):
         Spec(vocabulary=9, hidden=16, encoder=(block(), block(heads=2)), encoder_position=relative)
     with pytest.raises(ValidationError, match="rotary needs an even head_dim"):
-        Spec(vocabulary=9, hidden=16, encoder=(block(rotary=True, head_dim=3),), encoder_position=rotary)
+        Spec(vocabulary=9, hidden=16, encoder=(block(rotary=RotarySpec(), head_dim=3),))
     with pytest.raises(ValidationError, match="must be a multiple of kv_heads"):
         AttentionSpec(heads=4, kv_heads=3)

@@ -23,13 +23,16 @@ def inputs(kind: torch.dtype = torch.float64, scale: float = 1.0) -> dict[str, T
     }
 
 
-def plain(x: dict[str, Tensor], smoothing: float, z_loss: float) -> Tensor:
+def plain(x: dict[str, Tensor], smoothing: float, z_loss: float, softcap: float | None = None) -> Tensor:
     logits = x["hidden"] @ x["weight"].T + x["bias"]
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     rows = F.cross_entropy(logits, x["targets"], reduction="none", label_smoothing=smoothing)
     return ((rows + z_loss * logits.logsumexp(-1).square()) * x["row_weight"]).sum()
 
 
-def chunked(x: dict[str, Tensor], chunk: int | None = 7, **options: float) -> tuple[Tensor, Tensor, Tensor]:
+def chunked(
+    x: dict[str, Tensor], chunk: int | None = 7, **options: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
     return linear_cross_entropy(
         x["hidden"], x["weight"], x["bias"], x["targets"], x["row_weight"], chunk=chunk, **options
     )
@@ -37,17 +40,20 @@ def chunked(x: dict[str, Tensor], chunk: int | None = 7, **options: float) -> tu
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+@pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("chunk", [1, 7, N, None])
-def test_value_and_gradient_are_torchs(smoothing: float, z_loss: float, chunk: int | None) -> None:
+def test_value_and_gradient_are_torchs(
+    smoothing: float, z_loss: float, softcap: float | None, chunk: int | None
+) -> None:
     x, y = inputs(), inputs()
-    expected = plain(x, smoothing, z_loss)
+    expected = plain(x, smoothing, z_loss, softcap)
     (3 * expected).backward()
-    loss, nll, correct = chunked(y, chunk, label_smoothing=smoothing, z_loss=z_loss)
+    loss, nll, correct = chunked(y, chunk, label_smoothing=smoothing, z_loss=z_loss, softcap=softcap)
     (3 * loss).backward()
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     for name in ("hidden", "weight", "bias"):
         torch.testing.assert_close(y[name].grad, x[name].grad, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(nll, plain(x, 0.0, 0.0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(nll, plain(x, 0.0, 0.0, softcap), rtol=1e-12, atol=1e-12)
     logits = x["hidden"] @ x["weight"].T + x["bias"]
     right = (logits.argmax(-1) == x["targets"]).double() * x["row_weight"]
     torch.testing.assert_close(correct, right.sum())
@@ -65,6 +71,7 @@ def test_gradcheck() -> None:
             x["row_weight"],
             label_smoothing=0.2,
             z_loss=0.05,
+            softcap=1.5,
             chunk=4,
         )[0]
 

@@ -28,6 +28,7 @@ class Head(nn.Linear):
     """Counts the rows that it is given."""
 
     rows = 0
+    softcap = None
 
     def affine(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.rows += len(hidden)

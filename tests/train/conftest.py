@@ -27,7 +27,7 @@ class Output:
 class Head(nn.Module):
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.softcap = weight, None
 
     def affine(self, hidden: Tensor) -> tuple[Tensor, Tensor, None]:
         return hidden, self.weight, None

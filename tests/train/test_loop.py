@@ -19,6 +19,7 @@ from nalanda.objectives.tokens import TokensConfig
 from nalanda.train.hooks import Evaluation, EvaluationConfig, Hook, Moment, Sampling, evaluate
 from nalanda.train.loop import LoopConfig
 from nalanda.train.optimizer import MuonConfig
+from nalanda.train.precision import resolve
 from nalanda.train.schedule import BudgetConfig
 
 
@@ -120,7 +121,7 @@ def test_result_and_rows_say_what_happened(folder: Any) -> None:
     assert result["trained_tokens"] == run.rows[-1]["trained_tokens"] > 0
     assert result["loss"] == run.rows[-1]["loss"]
     assert result["threads"] == torch.get_num_threads()
-    assert result["precision"] == "fp32" or result["device"] != "cpu"
+    assert result["precision"] == resolve("auto", torch.device(result["device"]))
     assert run.losses()[12] < run.losses()[6]
 
 
