@@ -23,6 +23,7 @@ import numpy as np
 
 from nalanda.base.errors import RunError
 from nalanda.models.gguf_quants import TYPES, QuantType
+from nalanda.models.safetensors_file import quoted
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # where general.alignment is not given
@@ -179,8 +180,8 @@ def read_header(file: IO[bytes], path: Path) -> Header:
     for number in range(pairs):
         key = cursor.text(f"key number {number}", _MAX_KEY)
         if key in metadata:
-            raise cursor.error(f"key {key!r} is there twice")
-        place = f"key {key!r}"
+            raise cursor.error(f"key {quoted(key)} is there twice")
+        place = f"key {quoted(key)}"
         metadata[key] = cursor.value(cursor.u32(place), place)
     alignment = _alignment(cursor, metadata)
     rows = [_tensor(cursor, number) for number in range(tensors)]
@@ -198,7 +199,9 @@ def _check_version(cursor: _Cursor) -> None:
                 f"{cursor.path}: a big-endian GGUF file; convert it with the gguf package: "
                 "gguf-convert-endian FILE little"
             )
-        raise RunError(f"{cursor.path}: GGUF version {version}; versions 2 and 3 are read: convert the model again")
+        raise RunError(
+            f"{cursor.path}: GGUF version {version}; versions 2 and 3 are read: convert the model again"
+        )
 
 
 def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
@@ -211,7 +214,7 @@ def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
 def _tensor(cursor: _Cursor, number: int) -> TensorInfo:
     """One row of the list; its `start` is still counted from where the data begin."""
     name = cursor.text(f"tensor number {number}", _MAX_KEY)
-    place = f"tensor {name!r}"
+    place = f"tensor {quoted(name)}"
     count = cursor.u32(place)
     if not 0 < count <= _MAX_DIMS:
         raise cursor.error(f"{place}: {count} dimensions")
@@ -226,7 +229,9 @@ def _tensor(cursor: _Cursor, number: int) -> TensorInfo:
     if not 0 < elements <= cursor.size * kind.block:
         raise cursor.error(f"{place}: shape {tuple(reversed(dims))} in a file of {cursor.size} bytes")
     if dims[0] % kind.block:
-        raise cursor.error(f"{place}: rows of {dims[0]} are no whole number of {kind.name}'s {kind.block}-blocks")
+        raise cursor.error(
+            f"{place}: rows of {dims[0]} are no whole number of {kind.name}'s {kind.block}-blocks"
+        )
     return TensorInfo(name, tuple(reversed(dims)), kind, start, elements // kind.block * kind.size)
 
 
@@ -234,14 +239,16 @@ def _lay_out(cursor: _Cursor, rows: list[TensorInfo], start: int, alignment: int
     tensors: dict[str, TensorInfo] = {}
     free, before = 0, ""
     for row in sorted(rows, key=lambda row: row.start):
-        place = f"tensor {row.name!r}"
+        place = f"tensor {quoted(row.name)}"
         if row.start % alignment:
             raise cursor.error(f"{place}: its offset {row.start} is no multiple of {alignment}")
         if row.start < free:
-            raise cursor.error(f"{place}: it overlaps with {before!r}")
+            raise cursor.error(f"{place}: it overlaps with {quoted(before)}")
         free, before = row.start + row.size, row.name
         if start + free > cursor.size:
-            raise cursor.error(f"{place}: it ends at byte {start + free} of a file of {cursor.size}: truncated")
+            raise cursor.error(
+                f"{place}: it ends at byte {start + free} of a file of {cursor.size}: truncated"
+            )
         if row.name in tensors:
             raise cursor.error(f"{place} is there twice")
         tensors[row.name] = TensorInfo(row.name, row.shape, row.kind, start + row.start, row.size)
