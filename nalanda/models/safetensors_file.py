@@ -70,7 +70,8 @@ _TENSOR = re.compile(rf"{_GAP}({_STRING}){_GAP}:{_GAP}(\{{[^{{}}]*+\}}){_GAP}([,
 _METADATA = re.compile(
     rf'{_GAP}"__metadata__"{_GAP}:{_GAP}\{{{_GAP}(?:{_PAIR}(?:,{_GAP}{_PAIR})*+)?+\}}{_GAP}([,}}])'
 )
-_EMPTY = re.compile(rf"\{{{_GAP}\}}{_GAP}")
+_BEGIN = re.compile(rf"{_GAP}\{{")
+_EMPTY = re.compile(rf"{_GAP}\{{{_GAP}\}}{_GAP}")
 
 
 class Stored(NamedTuple):
@@ -188,11 +189,11 @@ def _damaged(path: Path, what: str) -> RunError:
 
 def _members(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     """Names and descriptions of the header's tensors. Its metadata is checked and passed over: nothing needs it."""
-    if not text.startswith("{"):
+    if (found := _BEGIN.match(text)) is None:
         raise _damaged(path, "its header is not a JSON object")
     if _EMPTY.fullmatch(text):
         return
-    place, last, metadata = 1, ",", 0
+    place, last, metadata = found.end(), ",", 0
     while last == ",":
         if (found := _METADATA.match(text, place)) is not None:
             metadata += 1
@@ -307,7 +308,9 @@ def _parts(tensor: Tensor, itemsize: int) -> Iterator[Tensor]:
 
 def _memory(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, where they are."""
-    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()  # numpy's types do not say that it is a buffer
+    # Not reshape: an axis of 1 may have any stride in a tensor that is contiguous.
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    array: Any = flat.view(torch.uint8).numpy()  # numpy's types do not say that it is a buffer
     return memoryview(array)
 
 

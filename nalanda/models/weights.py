@@ -165,7 +165,7 @@ def _beside(index: Path, name: str, suffix: str) -> Path:
         raise RunError(f"{index}: names {quoted(name)}, which is not a {suffix} file beside it")
     path, folder = index.parent / name, index.parent.resolve()
     if not path.exists():
-        raise RunError(f"{path}: missing, though {index.name} names it; download the model again")
+        raise RunError(f"{index}: its file {quoted(name)} is missing; download the model again")
     blobs = folder.parent.parent / "blobs"  # the hub's cache: snapshots/COMMIT/FILE -> ../../blobs/HASH
     target = path.resolve()
     if not (target.is_relative_to(folder) or target.parent == blobs):
