@@ -13,42 +13,15 @@ Grouped queries: H query heads share G key/value heads (Ainslie et al. 2023).
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nalanda.nn.attend import attend, attention_map
 from nalanda.nn.cache import LayerCache
 from nalanda.nn.linear import Linear
 from nalanda.nn.mask import AttentionMask
 from nalanda.nn.norm import build_norm
 from nalanda.nn.rotary import Tables, rotate
 from nalanda.nn.spec import AttentionSpec
-
-
-def attend(
-    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: AttentionMask, scale: float, dropout: float = 0.0
-) -> Tensor:
-    """softmax(q k^T * scale + bias) v, B x H x T x K; softmax in fp32. A query that may see nothing gets zeros."""
-    return F.scaled_dot_product_attention(
-        q_BHTK,
-        k_BGSK,
-        v_BGSK,
-        attn_mask=mask.bias,
-        dropout_p=dropout,
-        is_causal=mask.causal,
-        scale=scale,
-        enable_gqa=q_BHTK.shape[1] != k_BGSK.shape[1],
-    )
-
-
-def attention_map(q_BHTK: Tensor, k_BGSK: Tensor, mask: AttentionMask, scale: float) -> Tensor:
-    """The weights that `attend` gives to values, B x H x T x S fp32: for looking at, not for speed."""
-    k_BHSK = k_BGSK.repeat_interleave(q_BHTK.shape[1] // k_BGSK.shape[1], dim=1)
-    score = (q_BHTK.float() * scale) @ k_BHSK.float().transpose(-1, -2)
-    if mask.causal:
-        score = score.masked_fill(torch.ones_like(score, dtype=torch.bool).triu(1), -torch.inf)
-    if mask.bias is not None:
-        score = score + mask.bias.float()
-    return score.softmax(-1).nan_to_num(0.0)
 
 
 class _Attention(nn.Module):
@@ -58,7 +31,8 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads, self.groups, self.dim = spec.heads, spec.groups, spec.dim(hidden)
         self.scale = spec.scale if spec.scale is not None else self.dim**-0.5
-        self.dropout = spec.dropout
+        self.dropout, self.softcap = spec.dropout, spec.softcap
+        self.sinks = nn.Parameter(torch.zeros(self.heads)) if spec.sinks else None
         self.norm_over_all = spec.qk_norm_over == "all"
         widths = (self.heads * self.dim, self.groups * self.dim) if self.norm_over_all else (self.dim,) * 2
         norms = [None if spec.qk_norm is None else build_norm(spec.qk_norm, width) for width in widths]
@@ -77,9 +51,9 @@ class _Attention(nn.Module):
     ) -> Tensor:
         q_BHTK = q_BTHK.transpose(1, 2)
         if maps is not None:
-            maps.append(attention_map(q_BHTK, k_BGSK, mask, self.scale))
+            maps.append(attention_map(q_BHTK, k_BGSK, mask, self.scale, self.softcap, self.sinks))
         dropout = self.dropout if self.training else 0.0
-        x_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask, self.scale, dropout)
+        x_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask, self.scale, dropout, self.softcap, self.sinks)
         return self.output(x_BHTK.transpose(1, 2).flatten(2))
 
 

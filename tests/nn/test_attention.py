@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from nalanda.nn.attention import SelfAttention, attend, attention_map
+from nalanda.nn.attend import attend, attention_map
+from nalanda.nn.attention import SelfAttention
 from nalanda.nn.mask import AttentionMask
 from nalanda.nn.spec import AttentionSpec, NormSpec
 
@@ -47,10 +50,19 @@ def test_causal_order_is_the_triangle() -> None:
     )
 
 
-@pytest.mark.parametrize("qk_norm", [None, NormSpec(kind="rms")])
-def test_gradients_in_float64(qk_norm: NormSpec | None) -> None:
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"qk_norm": NormSpec(kind="rms")},
+        {"softcap": 1.5},
+        {"sinks": True},
+        {"softcap": 1.5, "sinks": True},
+    ],
+)
+def test_gradients_in_float64(parts: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    spec = AttentionSpec(heads=2, kv_heads=1, head_dim=4, bias=True, qk_norm=qk_norm)
+    spec = AttentionSpec(heads=2, kv_heads=1, head_dim=4, bias=True, **parts)
     attention = SelfAttention(spec, 6).double()
     for parameter in attention.parameters():
         parameter.data.normal_()

@@ -1,0 +1,101 @@
+"""How scores become sums of values: one call, several ways to work it out.
+
+    x_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask, scale, softcap=50.0, sinks_H=sinks)
+
+    score = q k^T * scale  ->  softcap * tanh(score / softcap)  ->  + bias of the mask  ->  softmax  ->  @ v
+
+Sinks are one more column of scores, a learned one per head, whose value is zero: it takes weight to nowhere, so
+that a head can look at nothing (Xiao et al. 2023; gpt-oss 2025). Soft-capping bounds scores (Gemma 2, 2024).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nalanda.nn.mask import AttentionMask
+
+
+def attend(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    mask: AttentionMask,
+    scale: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """softmax(score) v, B x H x T x K; softmax in fp32. A query that may see nothing gets zeros."""
+    if softcap is not None or sinks_H is not None:
+        return _manual(q_BHTK, k_BGSK, v_BGSK, mask, scale, dropout, softcap, sinks_H)
+    return F.scaled_dot_product_attention(
+        q_BHTK,
+        k_BGSK,
+        v_BGSK,
+        attn_mask=mask.bias,
+        dropout_p=dropout,
+        is_causal=mask.causal,
+        scale=scale,
+        enable_gqa=q_BHTK.shape[1] != k_BGSK.shape[1],
+    )
+
+
+def attention_map(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    mask: AttentionMask,
+    scale: float,
+    softcap: float | None = None,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """The weights that `attend` gives to values, B x H x T x S fp32: for looking at, not for speed.
+
+    A row sums to 1, with sinks to less: the rest went to the sink.
+    """
+    return _weights(q_BHTK.float(), k_BGSK.float(), mask, scale, softcap, sinks_H)[..., : k_BGSK.shape[2]]
+
+
+def _manual(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    mask: AttentionMask,
+    scale: float,
+    dropout: float,
+    softcap: float | None,
+    sinks_H: Tensor | None,
+) -> Tensor:
+    weights_BHTS = _weights(q_BHTK, k_BGSK, mask, scale, softcap, sinks_H)[..., : k_BGSK.shape[2]]
+    weights_BHTS = F.dropout(weights_BHTS.to(v_BGSK.dtype), dropout)
+    x_BGRK = weights_BHTS.reshape(v_BGSK.shape[0], v_BGSK.shape[1], -1, v_BGSK.shape[2]) @ v_BGSK
+    return x_BGRK.view(*q_BHTK.shape[:3], v_BGSK.shape[3])
+
+
+def _weights(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    mask: AttentionMask,
+    scale: float,
+    softcap: float | None,
+    sinks_H: Tensor | None,
+) -> Tensor:
+    """B x H x T x S fp32; with sinks S + 1, the last column being what the sink takes."""
+    rows, heads, width, dim = q_BHTK.shape
+    grouped = (q_BHTK * scale).reshape(
+        rows, k_BGSK.shape[1], -1, dim
+    )  # the heads of a group share one product
+    score = (grouped @ k_BGSK.transpose(-1, -2)).view(rows, heads, width, k_BGSK.shape[2])
+    score = score.to(torch.promote_types(score.dtype, torch.float32))
+    if softcap is not None:
+        score = softcap * torch.tanh(score / softcap)
+    if mask.causal:
+        score = score.masked_fill(torch.ones_like(score[0, 0], dtype=torch.bool).triu(1), -torch.inf)
+    if mask.bias is not None:
+        score = score + mask.bias
+    if sinks_H is not None:
+        sink = sinks_H.to(score.dtype)[None, :, None, None].expand(rows, heads, width, 1)
+        return torch.cat([score, sink], dim=-1).softmax(-1)
+    # Where a query may see nothing, softmax is 0 / 0 and so is its gradient.
+    return torch._safe_softmax(score, -1)
