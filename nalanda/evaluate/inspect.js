@@ -16,11 +16,13 @@
   const main = names[names.length - 1]; // the side whose tokens are predicted: the decoder, or an encoder alone
   const state = { map: data.attentions.length - 1, layer: 0, head: -1, stream: data.streams.length - 1, said: 0 };
   for (const name of names) state[name] = 0;
+  const LONGEST_FOR_LINES = 40;
   const by = (id) => document.getElementById(id);
 
   // ---- small helpers -------------------------------------------------------------------------------------------
   function make(tag, attributes = {}, ...children) {
-    const node = document.createElement(tag);
+    const drawn = tag === "svg" || tag === "path";
+    const node = drawn ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
     for (const [key, value] of Object.entries(attributes)) {
       if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
       else if (value !== null && value !== false) node.setAttribute(key, value);
@@ -33,36 +35,33 @@
   const token = (number) => data.vocabulary[number];
   const at = (side, place) => token(data.sides[side].tokens[place]);
 
-  function plain(entry) {
-    return entry[3] === "bytes" ? `‹${entry[2]}›` : entry[2];
-  }
   // A token as markup: a faint dot for the space before it; bytes and special tokens in their own type.
   function word(entry) {
-    const node = make("span", { class: `token ${entry[3]}` }, make("bdi", {}, plain(entry)));
-    if (entry[4]) node.prepend(make("span", { class: "space", "aria-hidden": "true" }, "·"));
-    return node;
+    const space = entry[4] ? [make("span", { class: "space", "aria-hidden": "true" }, "·")] : [];
+    const text = entry[3] === "bytes" ? `‹${entry[2]}›` : entry[2];
+    return make("span", { class: `token ${entry[3]}` }, ...space, make("bdi", {}, text));
   }
   function full(side, place) {
     const whole = data.sides[side].spelled[place], [id, name] = at(side, place);
     return `place ${place}, id ${id}, ${JSON.stringify(name)}${whole ? `: a piece of ${whole}` : ""}`;
   }
-  // One tab stop for a group of things; arrow keys move inside it. `step` maps a key to the next index or null.
+  // One tab stop for a group of things; arrow keys move inside it. `step`: key and index to the next index, -1: none.
   function roving(nodes, step) {
     nodes.forEach((node, index) => {
       node.tabIndex = index === 0 ? 0 : -1;
       node.addEventListener("focus", () => nodes.forEach((other) => { other.tabIndex = other === node ? 0 : -1; }));
       node.addEventListener("keydown", (event) => {
-        const next = step(event.key, index);
-        if (next === null || !nodes[next]) return;
+        const next = nodes[step(event.key, index)];
+        if (!next) return;
         event.preventDefault();
-        nodes[next].focus();
+        next.focus();
       });
     });
   }
   const grid = (columns, rtl = false) => (key, index) => {
     const sideways = rtl ? -1 : 1;
     const move = { ArrowLeft: -sideways, ArrowRight: sideways, ArrowUp: -columns, ArrowDown: columns }[key];
-    return move === undefined ? null : index + move;
+    return move === undefined ? -1 : index + move;
   };
 
   // ---- attention -----------------------------------------------------------------------------------------------
@@ -86,25 +85,19 @@
   }
   const weight = (byte) => (byte / 255) ** 2;
 
-  function ink() {
-    const probe = make("span", { style: "color: var(--hue-0)" });
-    document.body.append(probe);
-    const rgb = getComputedStyle(probe).color.match(/[\d.]+/g).map(Number);
-    probe.remove();
-    return rgb;
-  }
+  const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--hue-0").match(/[0-9a-f]{2}/gi)
+    .map((two) => Number.parseInt(two, 16)); // the theme's first hue, written #rrggbb in report.css
   function paint(canvas, map, height, width, rgb) {
-    canvas.width = width;
-    canvas.height = height;
-    const context = canvas.getContext("2d"), image = context.createImageData(width, height);
+    Object.assign(canvas, { width, height });
+    const image = new ImageData(width, height);
     for (let i = 0; i < map.length; i++) image.data.set([rgb[0], rgb[1], rgb[2], map[i]], 4 * i);
-    context.putImageData(image, 0, 0);
+    canvas.getContext("2d").putImageData(image, 0, 0);
   }
 
   // ---- controls ------------------------------------------------------------------------------------------------
   function select(label, options, value, change) {
-    const node = make("select", { "aria-label": label, onchange: () => change(Number(node.value)) });
-    options.forEach(([key, text]) => node.append(make("option", { value: key }, text)));
+    const node = make("select", { "aria-label": label, onchange: () => change(Number(node.value)) },
+      ...options.map(([key, text]) => make("option", { value: key }, text)));
     node.value = value;
     return make("label", {}, make("span", {}, label), node);
   }
@@ -126,22 +119,23 @@
   let chips = {};
   function drawTokens() {
     const found = data.attentions[state.map], box = by("tokens");
-    const shown = found ? [...new Set([found.query, found.key])] : [main];
+    const shown = [...new Set(found ? [found.query, found.key, main] : [main])];
+    const titles = { [main]: "the tokens it writes" };
+    if (found) Object.assign(titles, { [found.key]: "what they look at", [found.query]: "the tokens that look" });
     box.replaceChildren();
     chips = {};
     for (const side of shown) {
       const about = data.sides[side], count = size(side);
       chips[side] = about.tokens.map((number, place) => {
         const entry = token(number), own = place >= count - about.generated;
-        const chip = make("button", { type: "button", title: full(side, place),
+        return make("button", { type: "button", title: full(side, place),
           class: `chip${entry[4] || entry[3] === "special" ? " starts" : ""}${own ? " own" : ""}`,
           onclick: () => set({ [side]: place }), onmouseenter: () => shade(side, place),
           onmouseleave: () => shade(null), onfocus: () => shade(side, place), onblur: () => shade(null) },
         word(entry), make("span", { class: "weight" }));
-        return chip;
       });
       roving(chips[side], grid(count, about.rtl));
-      if (shown.length > 1) box.append(make("h3", {}, side === found.query ? "the tokens that look" : "what they look at"));
+      if (shown.length > 1) box.append(make("h3", {}, titles[side]));
       box.append(make("div", { class: "row", dir: about.rtl ? "rtl" : "ltr", role: "group", "aria-label": side },
         ...chips[side]));
       if (about.generated) box.append(make("p", { class: "note" }, "Underlined tokens were written by the model itself."));
@@ -154,33 +148,53 @@
     const found = data.attentions[state.map];
     if (!found) return markChosen();
     const map = chosenMap(found, state.layer, state.head), keys = size(found.key);
-    const back = side !== null && side !== found.query;
-    const query = side === null || back ? state[found.query] : place;
-    const heat = back ? found.query : found.key;
-    for (const name of Object.keys(chips)) {
+    const back = side === found.key && side !== found.query, heat = back ? found.query : found.key;
+    const query = side === found.query ? place : state[found.query];
+    const row = Array.from({ length: size(heat) }, (_, i) => map[back ? i * keys + place : query * keys + i]);
+    for (const name of Object.keys(chips))
       chips[name].forEach((chip, i) => {
-        const byte = name !== heat ? 0 : back ? map[i * keys + place] : map[query * keys + i];
+        const byte = name === heat ? row[i] : 0;
         chip.style.setProperty("--p", (byte / 255).toFixed(3));
-        chip.querySelector(".weight").textContent =
-          name === heat && weight(byte) >= 0.01 ? (100 * weight(byte)).toFixed(0) : "";
+        chip.querySelector(".weight").textContent = weight(byte) >= 0.01 ? (100 * weight(byte)).toFixed(0) : "";
         chip.classList.toggle("pointed", name === side && i === place);
       });
-    }
     markChosen();
-    const who = back ? at(found.key, place) : at(found.query, query);
-    const row = back ? Array.from({ length: size(found.query) }, (_, i) => map[i * keys + place])
-      : Array.from(map.subarray(query * keys, (query + 1) * keys));
-    const best = row.map((byte, i) => [weight(byte), i]).sort((a, b) => b[0] - a[0]).slice(0, 3)
-      .filter(([w]) => w >= 0.005);
-    const parts = best.flatMap(([w, i], n) => [n ? ", " : "", word(at(heat, i)), ` ${percent(w)}`]);
-    by("tokens-says").replaceChildren(word(who), back ? " is looked at most by " : " looks most at ", ...parts);
+    const best = row.map((byte, i) => [weight(byte), i]).sort((a, b) => b[0] - a[0]).slice(0, 3);
+    const parts = best.filter(([w]) => w >= 0.005)
+      .flatMap(([w, i], n) => [n ? ", " : "", word(at(heat, i)), ` ${percent(w)}`]);
+    by("tokens-says").replaceChildren(word(back ? at(found.key, place) : at(found.query, query)),
+      back ? " is looked at most by " : " looks most at ", ...parts);
   }
   function markChosen() {
+    const hides = data.predictions[0]?.kind === "masked" && state.said === 0 && data.predictions[0].truth[state[main]] >= 0;
     for (const name of Object.keys(chips))
       chips[name].forEach((chip, i) => {
         chip.classList.toggle("chosen", i === state[name]);
+        chip.classList.toggle("hid", hides && name === main && i === state[name]);
         chip.setAttribute("aria-pressed", i === state[name]);
       });
+  }
+  const nameTags = (side) => data.sides[side].tokens.map((number, i) =>
+    make("span", { class: "name", title: full(side, i) }, word(token(number))));
+  // The same as lines from the tokens that look, on the left, to those looked at; the chosen token's stand out.
+  function drawLines() {
+    const found = data.attentions[state.map], box = by("lines");
+    box.replaceChildren();
+    if (!found || Math.max(size(found.query), size(found.key)) > LONGEST_FOR_LINES) return;
+    const map = chosenMap(found, state.layer, state.head), keys = size(found.key), chosen = state[found.query];
+    const left = nameTags(found.query), right = nameTags(found.key), y = (i) => 24 * i + 12;
+    const height = 24 * Math.max(left.length, right.length), rest = [], mine = [];
+    for (let i = 0; i < map.length; i++) {
+      const w = weight(map[i]), query = Math.floor(i / keys), own = query === chosen;
+      if (w >= 0.02)
+        (own ? mine : rest).push(make("path", { class: own ? "mine" : "", style: `opacity: ${own ? 0.25 + 0.75 * w : w / 2}`,
+          d: `M0 ${y(query)}C50 ${y(query)} 50 ${y(i % keys)} 100 ${y(i % keys)}` }));
+    }
+    const picture = make("svg", { viewBox: `0 0 100 ${height}`, preserveAspectRatio: "none", style: `height: ${height}px`,
+      "aria-hidden": "true" }, ...rest, ...mine);
+    left[chosen].classList.add("chosen");
+    left.forEach((name, i) => name.addEventListener("click", () => set({ [found.query]: i })));
+    box.append(make("div", { class: "left" }, ...left), picture, make("div", { class: "right" }, ...right));
   }
 
   // ---- view 2: all layers and heads ----------------------------------------------------------------------------
@@ -191,23 +205,23 @@
     cells = [];
     if (!found) return;
     const rgb = ink(), most = Math.max(...found.heads);
-    const table = make("div", { class: "maps", style: `--heads: ${most}` }, make("span", { class: "axis" }, "layer"));
-    for (let head = 0; head < most; head++) table.append(make("span", { class: "axis" }, String(head + 1)));
+    const axis = (text) => make("span", { class: "axis" }, String(text)), rows = [axis("layer")];
+    for (let head = 0; head < most; head++) rows.push(axis(head + 1));
     found.layers.forEach((layer, l) => {
-      table.append(make("span", { class: "axis" }, String(layer)));
+      rows.push(axis(layer));
       for (let head = 0; head < most; head++) {
-        if (head >= found.heads[l]) { table.append(make("span")); continue; }
+        if (head >= found.heads[l]) { rows.push(axis("")); continue; }
         const canvas = make("canvas", { "aria-hidden": "true" });
         paint(canvas, found.maps[l][head], size(found.query), size(found.key), rgb);
         const name = `layer ${layer}, head ${head + 1}`;
         const cell = make("button", { type: "button", class: "map", title: name, "aria-label": name,
           "data-cell": `${l} ${head}`, onclick: () => set({ layer: l, head }) }, canvas);
         cells.push(cell);
-        table.append(cell);
+        rows.push(cell);
       }
     });
     roving(cells, grid(most));
-    box.append(make("div", { class: "scroll" }, table));
+    box.append(make("div", { class: "scroll" }, make("div", { class: "maps", style: `--heads: ${most}` }, ...rows)));
     by("grid-says").textContent = `${found.name[0].toUpperCase()}${found.name.slice(1)} attention: ${found.how}.`;
     markGrid();
   }
@@ -226,33 +240,27 @@
     if (!found) return;
     const height = size(found.query), width = size(found.key), map = chosenMap(found, state.layer, state.head);
     const cell = Math.max(11, Math.min(26, Math.floor((box.clientWidth - 90) / width)));
-    const canvas = make("canvas", { tabindex: 0, role: "img", "aria-label":
-      `Attention, ${height} by ${width}; arrow keys read it cell by cell`, style: `width:${cell * width}px;height:${cell * height}px` });
+    const canvas = make("canvas", { tabindex: 0, role: "img", style: `width:${cell * width}px;height:${cell * height}px`,
+      "aria-label": `Attention, ${height} by ${width}; arrow keys read it cell by cell` });
     paint(canvas, map, height, width, ink());
     const mark = make("span", { class: "cursor", style: `width:${cell}px;height:${cell}px` });
-    const names = (side, count) => Array.from({ length: count }, (_, i) =>
-      make("span", { class: "name", title: full(side, i) }, word(at(side, i))));
-    const rows = names(found.query, height), columns = names(found.key, width);
+    const rows = nameTags(found.query), columns = nameTags(found.key);
     const small = `--cell:${cell}px; --letters:${Math.min(12, cell - 1)}px`;
     box.append(make("div", { class: "scroll" }, make("div", { class: "matrix", style: small },
       make("span"), make("div", { class: "columns" }, ...columns),
       make("div", { class: "rows" }, ...rows), make("div", { class: "sheet" }, canvas, mark))));
-    let row = state[found.query], column = 0;
+    let row, column;
     const show = (r, c) => {
-      row = Math.max(0, Math.min(height - 1, r));
-      column = Math.max(0, Math.min(width - 1, c));
+      [row, column] = [Math.max(0, Math.min(height - 1, r)), Math.max(0, Math.min(width - 1, c))];
       mark.style.transform = `translate(${column * cell}px, ${row * cell}px)`;
       rows.forEach((name, i) => name.classList.toggle("chosen", i === row));
       columns.forEach((name, i) => name.classList.toggle("chosen", i === column));
       by("matrix-says").replaceChildren(word(at(found.query, row)), ` (${row}) looks at `, word(at(found.key, column)),
         ` (${column}): ${percent(weight(map[row * width + column]))}`);
     };
-    const from = (event) => {
-      const place = canvas.getBoundingClientRect();
-      return [Math.floor((event.clientY - place.top) / cell), Math.floor((event.clientX - place.left) / cell)];
-    };
-    canvas.addEventListener("mousemove", (event) => show(...from(event)));
-    canvas.addEventListener("click", (event) => { show(...from(event)); set({ [found.query]: row }); });
+    const follow = (event) => show(Math.floor(event.offsetY / cell), Math.floor(event.offsetX / cell));
+    canvas.addEventListener("mousemove", follow);
+    canvas.addEventListener("click", (event) => { follow(event); set({ [found.query]: row }); });
     canvas.addEventListener("keydown", (event) => {
       const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
       if (event.key === "Enter") set({ [found.query]: row });
@@ -260,9 +268,8 @@
       event.preventDefault();
       show(row + step[0], column + step[1]);
     });
-    let strongest = row * width;
-    for (let i = row * width; i < (row + 1) * width; i++) if (map[i] > map[strongest]) strongest = i;
-    show(row, strongest - row * width);
+    const looks = map.subarray(state[found.query] * width, (state[found.query] + 1) * width);
+    show(state[found.query], looks.indexOf(Math.max(...looks)));
   }
 
   // ---- view 4: the stream --------------------------------------------------------------------------------------
@@ -273,11 +280,9 @@
       box.append(select("stream", data.streams.map((s, i) => [i, s.side]), state.stream, (v) => set({ stream: v })));
     document.querySelectorAll("[data-kind]").forEach((how) => { how.hidden = how.dataset.kind !== stream.kind; });
     if (stream.kind === "similar") box.append(make("p", { class: "note" }, `Not read as words: ${stream.why}.`));
-    const table = make("table", { class: "lens" }), cellsHere = [];
-    const head = make("tr", {}, make("td"));
+    const cellsHere = [], body = make("tbody"), head = make("tr", {}, make("td"));
     for (let place = 0; place < count; place++)
       head.append(make("th", { scope: "col", title: full(stream.side, place) }, word(at(stream.side, place))));
-    const body = make("tbody");
     stream.rows.forEach((row, r) => {
       const line = make("tr", {}, make("th", { scope: "row" }, rowName(row)));
       for (let place = 0; place < count; place++) {
@@ -292,8 +297,7 @@
       body.append(line);
     });
     roving(cellsHere, grid(count));
-    table.append(make("thead", {}, head), body);
-    box.append(make("div", { class: "scroll" }, table));
+    box.append(make("div", { class: "scroll" }, make("table", { class: "lens" }, make("thead", {}, head), body)));
     tell(stream, stream.rows.length - 1, state[stream.side]);
   }
   const rowName = (row) => (row ? `layer ${row}` : "embeddings");
@@ -363,7 +367,8 @@
     state.layer = whole(state.layer, 0, found.layers.length - 1);
     state.head = whole(state.head, -1, found.heads[state.layer] - 1);
   }
-  const DRAW = { tokens: drawTokens, grid: drawGrid, matrix: drawMatrix, stream: drawStream, said: drawPredictions };
+  const DRAW = { tokens: drawTokens, lines: drawLines, grid: drawGrid, matrix: drawMatrix, stream: drawStream,
+    said: drawPredictions };
   function set(changes, write = true) {
     const before = { ...state };
     Object.assign(state, changes);
@@ -372,27 +377,23 @@
     drawControls();
     if (moved("map")) { DRAW.tokens(); DRAW.grid(); }
     if (moved("layer") || moved("head")) markGrid();
-    if (["map", "layer", "head", ...names].some(moved)) { shade(null); DRAW.matrix(); }
+    if (["map", "layer", "head", ...names].some(moved)) { shade(null); DRAW.lines(); DRAW.matrix(); }
+    const stream = data.streams[state.stream];
     if (moved("stream")) DRAW.stream();
-    else if (moved(data.streams[state.stream].side))
-      tell(data.streams[state.stream], data.streams[state.stream].rows.length - 1, state[data.streams[state.stream].side]);
-    if (moved("said") || moved(main)) DRAW.said();
+    else if (moved(stream.side)) tell(stream, stream.rows.length - 1, state[stream.side]);
+    if (moved("said") || moved(main)) { DRAW.said(); markChosen(); }
     if (write) history.replaceState(null, "", `#${new URLSearchParams(Object.entries(state))}`);
   }
   function fromAddress() {
     const given = [...new URLSearchParams(location.hash.slice(1))].filter(([key]) => key in state);
     return Object.fromEntries(given.map(([key, value]) => [key, Number.parseInt(value, 10)]));
   }
-  function drawAll() {
-    bound();
-    drawControls();
-    Object.values(DRAW).forEach((draw) => draw());
-  }
   state[main] = Math.max(0, size(main) - 1 - (data.predictions.some((p) => p.kind === "masked") ? 1 : 0));
   Object.assign(state, fromAddress());
-  drawAll();
+  bound();
+  drawControls();
+  Object.values(DRAW).forEach((draw) => draw());
   addEventListener("hashchange", () => set(fromAddress(), false));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { drawGrid(); drawMatrix(); });
-  let width = innerWidth;
-  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawMatrix(); } });
+  addEventListener("resize", drawMatrix);
 })();

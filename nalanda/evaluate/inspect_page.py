@@ -28,13 +28,14 @@ ATTENTIONS = {
 """Each kind of attention: its name on the page, and who looks at whom."""
 
 _HOW = {
-    "tokens": "Choose a token: the others are shaded by how much it looks at them, in the layer and head above.",
+    "tokens": "Choose a token: the others are shaded by how much it looks at them, in the layer and head above. "
+    "Below, in a short text, lines lead from each token on the left to those it looks at.",
     "next": "The likeliest tokens to come after the chosen one; the one that really follows is marked.",
     "read": "What the output head says at the chosen place; hide the token, and the model has to guess it. "
     "Attention and stream are those of the whole text, with nothing hidden.",
     "grid": "All layers (rows) and heads (columns), each a small map of who looks at whom. Choose one to enlarge it.",
-    "matrix": "A row is the token that looks, a column the token looked at; each row adds up to 1. "
-    "Shade is the square root of the weight, so that faint ones can be seen.",
+    "matrix": "A row is the token that looks, a column the token looked at; each row adds up to 1, less "
+    "what a sink takes in models that have them. Shade is the square root of the weight: faint ones can be seen.",
     "lens": "The stream after each layer, read as if the model ended there: the likeliest token, shaded by its "
     "probability and underlined where it is the right one. The last row is what the model really says.",
     "similar": "The stream after each layer: the other token of this text whose stream points most nearly the same "
@@ -84,6 +85,7 @@ def _section(name: str, title: str, *how: tuple[str, str | None]) -> Markup:
         [element("p", sentence, class_="note how", data_kind=kind) for sentence, kind in how],
         element("div", id=name),
         element("p", id=f"{name}-says", class_="says", aria_live="polite"),
+        element("div", id="lines") if name == "tokens" else None,
         class_=f"view view-{name}",
     )
 

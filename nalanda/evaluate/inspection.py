@@ -125,7 +125,7 @@ def inspect(model: Model, tokenizer: Tokens, reading: Reading, limits: Limits) -
     """Reads once with everything captured (and, for a masked language model, once more for each masked token).
 
     Raises DataError for a reading that is longer than `limits.tokens` or the model's positions, for a layer that is
-    not there, and for a tokenizer that does not belong to the model.
+    not there, for a tokenizer that does not belong to the model, and for hidden states that are not finite.
     """
     check_tokenizer(model, tokenizer)  # type: ignore[arg-type]
     sides = _sides(model, reading)
@@ -134,6 +134,10 @@ def inspect(model: Model, tokenizer: Tokens, reading: Reading, limits: Limits) -
     layers = _layers(model, sides, limits, notes)
     with evaluating(model), torch.inference_mode():
         output = _read(model, reading)
+        if not output.hidden_BTD.isfinite().all():
+            raise DataError(
+                "what the model gives is not finite: its weights hold NaN or overflow in their type"
+            )
         attentions = _attentions(model, output, layers)
         streams = _streams(model, output, reading, layers, limits)
         predictions = _predictions(model, tokenizer, output, reading, limits, notes)

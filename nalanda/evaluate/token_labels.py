@@ -58,12 +58,11 @@ def label(tokenizer: Names, number: int) -> Label:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
             return Label(name, raw.lstrip(b" ").hex(" ").upper(), "bytes", raw[:1] == b" ")
+    if not text.strip(" ") and name in (" ", *_SPACES):  # a space alone, which a decoder may swallow
+        return Label(name, _SIGNS[" "], "text", False)
     text = text or name
     word = name[:1] == " " or text[:1] == " " or (name[:1] in _SPACES and text[:1] != name[:1])
-    if word and text[:1] == " " and len(text) > 1:
-        text = text[1:]
-    elif word and len(name) == 1:  # the space alone, which a decoder may swallow
-        text, word = " ", False
+    text = text[1:] if text[:1] == " " and len(text) > 1 else text
     return Label(name, visible(text), "text", word)
 
 

@@ -123,7 +123,7 @@ def layer_numbers(words: str) -> tuple[int, ...] | None:
     found: list[int] = []
     for part in words.split(","):
         match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", part)
-        if not match:
+        if not match or int(match[1]) > int(match[2] or match[1]):
             raise DataError(f"--layers: '{part}' is not a layer; write numbers and ranges, for example 1,6-8")
         found += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(found)

@@ -34,6 +34,7 @@ def test_every_verb_is_there_and_teaches() -> None:
         "tokenizer",
         "evaluate",
         "generate",
+        "inspect",
         "translate",
         "chat",
         "data",
@@ -64,6 +65,9 @@ def test_help_names_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         (["status", "nowhere"], 4, "nowhere: not a run folder"),
         (["report", "nowhere"], 4, "nowhere"),
         (["translate", "nowhere", "x", "--to", "hin_Deva"], 4, "nowhere: no model here"),
+        (["inspect", "nowhere", "--text", "x"], 4, "nowhere: no model here"),
+        (["inspect", "nowhere", "--text", ""], 3, "--text is empty"),
+        (["inspect", "nowhere", "--text", "x", "--layers", "one"], 3, "--layers: 'one' is not a layer"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(
@@ -93,6 +97,16 @@ def test_translate_says_which_languages_there_are(tiny_run: Path, capsys: pytest
     for code, says in (("zzz", "zzz"), ("urd_Arab", "urd_Arab"), ("", "--to")):
         assert nalanda("translate", str(tiny_run / "quickstart"), "Goa", "--to", code) == 3
         assert says in error(capsys)[0]
+
+
+def test_inspect_writes_a_page(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "page.html"
+    words = ["inspect", str(tiny_run / "quickstart"), "--text", "Goa", "--out", str(out), "--generate", "5"]
+    assert nalanda(*words) == 3
+    assert "--to: name the language" in error(capsys)[0]
+    assert nalanda(*words, "--to", "hin_Deva") == 0
+    assert f"page in {out}" in capsys.readouterr().out
+    assert "decoder to encoder" in out.read_text(encoding="utf-8")
 
 
 def test_a_translation_model_does_not_generate(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ COMMANDS = [
     "data preview",
     "evaluate",
     "generate",
+    "inspect",
     "report",
     "run",
     "schema",
