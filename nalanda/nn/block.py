@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -20,9 +21,10 @@ from nalanda.nn.cache import LayerCache
 from nalanda.nn.dropout import Dropout
 from nalanda.nn.feedforward import build_feedforward
 from nalanda.nn.mask import AttentionMask
+from nalanda.nn.moe import MoE
 from nalanda.nn.norm import build_norm
 from nalanda.nn.rotary import RotarySpec, Tables
-from nalanda.nn.spec import AttentionSpec, BlockSpec
+from nalanda.nn.spec import AttentionSpec, BlockSpec, MoESpec
 
 SubLayer = Callable[[Tensor], Tensor]
 RotaryKey = tuple[RotarySpec, int]
@@ -40,6 +42,8 @@ class Shared:
     memory_BSD: Tensor | None
     maps: list[Tensor] | None
     cross_maps: list[Tensor] | None
+    routers: list[Tensor] | None
+    choices: list[Tensor] | None
 
 
 def pre(x_BTD: Tensor, norm: nn.Module, output_norm: nn.Module, dropout: nn.Module, f: SubLayer) -> Tensor:
@@ -92,7 +96,12 @@ class Block(nn.Module):
             self.cross_rotary = _number(spec.cross, hidden, rotaries)
         self.feedforward_norm = build_norm(spec.norm, hidden)
         self.feedforward_output_norm = _output_norm(spec, hidden)
-        self.feedforward = build_feedforward(spec.feedforward, hidden)
+        self.feedforward: nn.Module
+        if isinstance(spec.feedforward, MoESpec):
+            self.feedforward = MoE(spec.feedforward, hidden)
+        else:
+            self.feedforward = build_feedforward(spec.feedforward, hidden)
+        self.sparse = isinstance(spec.feedforward, MoESpec)
 
     def forward(self, x_BTD: Tensor, shared: Shared, cache: LayerCache | None) -> Tensor:
         """B x T x D."""
@@ -117,8 +126,11 @@ class Block(nn.Module):
                 )
 
             x_BTD = self.residual(x_BTD, self.cross_norm, self.cross_output_norm, self.dropout, from_source)
+        feedforward: SubLayer = self.feedforward
+        if self.sparse:
+            feedforward = partial(self.feedforward, routers=shared.routers, choices=shared.choices)
         return self.residual(
-            x_BTD, self.feedforward_norm, self.feedforward_output_norm, self.dropout, self.feedforward
+            x_BTD, self.feedforward_norm, self.feedforward_output_norm, self.dropout, feedforward
         )
 
 

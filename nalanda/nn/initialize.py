@@ -1,6 +1,6 @@
 """Where every weight starts, in one place.
 
-normal   matrices and embeddings: normal, std `init_std` (0.02: GPT-2, BERT)
+normal   matrices (each expert's like any other) and embeddings: normal, std `init_std` (0.02: GPT-2, BERT)
 scaled   matrices: normal, std 1/sqrt(fan in), so that any width keeps its activations' size;
          embeddings: std 1/sqrt(hidden), so that tied logits start near unit size
 both     projections that end a residual branch (attention and feed-forward outputs): divided by sqrt(2 x layers),
@@ -14,7 +14,7 @@ import math
 
 from torch import nn
 
-from nalanda.nn.linear import Linear
+from nalanda.nn.linear import ExpertLinear, Linear
 from nalanda.nn.spec import Spec
 
 
@@ -24,7 +24,7 @@ def initialize(root: nn.Module, spec: Spec, layers: int) -> None:
     `layers` is the depth of the stack that `root` is or belongs to.
     """
     for name, module in root.named_modules():
-        if isinstance(module, Linear):
+        if isinstance(module, Linear | ExpertLinear):
             std = spec.init_std if spec.init == "normal" else 1 / math.sqrt(module.in_features)
             if module.residual:
                 std /= math.sqrt(2 * layers)

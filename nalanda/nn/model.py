@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from nalanda.nn.cache import Cache
 from nalanda.nn.heads import build_head
-from nalanda.nn.spec import BlockSpec, HeadSpec, Spec
+from nalanda.nn.moe import MoE
+from nalanda.nn.spec import BlockSpec, FeedForwardSpec, HeadSpec, MoESpec, Spec
 from nalanda.nn.transformer import Output, Transformer
 
 # Batch keys and the arguments of Transformer.forward that they are.
@@ -62,9 +63,12 @@ class Model(nn.Module):
                 names[name] = first[id(parameter)]
         return names
 
-    def parameter_count(self, embeddings: bool = True) -> int:
-        """How many numbers are trained, tied ones once; without `embeddings`, the token matrix is left out."""
+    def parameter_count(self, embeddings: bool = True, active: bool = False) -> int:
+        """How many numbers are trained, tied ones once; without `embeddings`, the token matrix is left out; `active`
+        counts of a mixture's experts only the `top_k` that a token goes through."""
         total = sum(parameter.numel() for parameter in self.parameters())
+        if active:
+            total -= sum(module.idle_count() for module in self.modules() if isinstance(module, MoE))
         return total if embeddings else total - self.transformer.tokens.weight.numel()
 
     def flops_per_token(self, length: int, source_length: int = 0) -> float:
@@ -72,7 +76,7 @@ class Model(nn.Module):
 
         A row has `length` stream tokens and `source_length` source tokens, and the FLOPs are divided by their sum.
         Counted: products with weights (a multiply and an add each), the attention's two products, and the token head
-        at every stream place; causal attention counts half of its square.
+        at every stream place; causal attention counts half of its square, a mixture its router and `top_k` experts.
         """
         spec = self.spec
         stream = spec.decoder or spec.encoder
@@ -87,14 +91,22 @@ class Model(nn.Module):
 
 
 def _block_flops(block: BlockSpec, hidden: int, length: int, source: int, causal: bool) -> float:
-    own, cross, inner = block.attention, block.cross, block.feedforward.inner
-    matrices = {"mlp": 2, "glu": 3}[block.feedforward.kind]
+    own, cross = block.attention, block.cross
     seen = min(length, own.window or length) * (0.5 if causal else 1.0)
     width = own.heads * own.dim(hidden)
     total = 2.0 * length * hidden * (2 * width + 2 * own.groups * own.dim(hidden))
-    total += 2.0 * length * hidden * inner * matrices + 4.0 * length * seen * width
+    total += 2.0 * length * _feedforward_numbers(block.feedforward, hidden) + 4.0 * length * seen * width
     if cross is not None:
         width = cross.heads * cross.dim(hidden)
         total += 4.0 * length * hidden * width + 4.0 * source * hidden * cross.groups * cross.dim(hidden)
         total += 4.0 * length * source * width
     return total
+
+
+def _feedforward_numbers(spec: FeedForwardSpec | MoESpec, hidden: int) -> int:
+    """Entries of the matrices that a token goes through."""
+    matrices = {"mlp": 2, "glu": 3}
+    if isinstance(spec, FeedForwardSpec):
+        return hidden * spec.inner * matrices[spec.kind]
+    inner = spec.top_k * spec.inner + (spec.shared or 0)
+    return hidden * (inner * matrices[spec.expert] + spec.experts + spec.shared_gate)

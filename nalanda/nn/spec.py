@@ -78,6 +78,38 @@ class FeedForwardSpec(Config):
     dropout: Probability = Field(default=0.0, description="of the inner activations")
 
 
+class MoESpec(Config):
+    """Mixture of experts: a router sends each place through `top_k` of the `experts` networks (nn/moe.py)."""
+
+    kind: Literal["moe"] = "moe"
+    experts: int = Field(gt=0)
+    top_k: int = Field(default=2, gt=0)
+    inner: int = Field(gt=0, description="of each expert")
+    expert: Literal["mlp", "glu"] = Field(default="glu", description="what each is, as in FeedForwardSpec")
+    activation: Activation = "silu"
+    bias: bool = Field(default=False, description="of the experts; the router has none")
+    dropout: Probability = Field(default=0.0, description="of the experts' inner activations")
+    router: Literal["softmax", "sigmoid"] = Field(
+        default="softmax", description="scores over all experts, or of each by itself (DeepSeek-V3)"
+    )
+    normalize: bool = Field(default=True, description="weights of the chosen sum to 1 (Mixtral); OLMoE: not")
+    scale: float = Field(default=1.0, gt=0, description="of the chosen experts' weights")
+    shared: int | None = Field(default=None, gt=0, description="inner width of an expert for every place")
+    shared_gate: bool = Field(default=False, description="a sigmoid weighs the shared expert (Qwen2-MoE)")
+    balance_bias: bool = Field(
+        default=False,
+        description="a bias per expert that moves the choice alone, set by the load in training",
+    )
+
+    @model_validator(mode="after")
+    def _chosen_from_experts(self) -> MoESpec:
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k ({self.top_k}) must not be more than experts ({self.experts})")
+        if self.shared_gate and self.shared is None:
+            raise ValueError("shared_gate needs a shared expert")
+        return self
+
+
 class PositionSpec(Config):
     """How a stack knows order, where its attentions do not turn by it (rotary).
 
@@ -105,7 +137,7 @@ class BlockSpec(Config):
 
     attention: AttentionSpec
     cross: AttentionSpec | None = None
-    feedforward: FeedForwardSpec
+    feedforward: FeedForwardSpec | MoESpec = Field(discriminator="kind")
     norm: NormSpec = NormSpec()
     norm_place: Literal["pre", "post", "sandwich", "output"] = Field("pre", description="see nn/block.py")
     attention_norm: bool = Field(True, description="False: self-attention reads the stream as it is")

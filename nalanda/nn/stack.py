@@ -20,7 +20,7 @@ from nalanda.nn.position import RelativeBias
 from nalanda.nn.rotary import Rotary, Tables
 from nalanda.nn.spec import BlockSpec, PositionSpec, Spec
 
-CAPTURES = ("residuals", "attention", "cross_attention")
+CAPTURES = ("residuals", "attention", "cross_attention", "router", "experts")
 
 
 class Memory(NamedTuple):
@@ -98,6 +98,8 @@ class Stack(nn.Module):
             memory_BSD=memory_BSD,
             maps=captured.get("attention"),
             cross_maps=captured.get("cross_attention"),
+            routers=captured.get("router"),
+            choices=captured.get("experts"),
         )
 
     def _tables(self, places: Places, dtype: torch.dtype) -> dict[int | None, Tables]:

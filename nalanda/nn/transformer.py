@@ -32,7 +32,8 @@ from nalanda.nn.stack import CAPTURES, Memory, Stack
 class Output(NamedTuple):
     """Hidden states; the encoder's output, where there is one beside a decoder; what was asked for with `capture`.
 
-    `captured["decoder.attention"]` is a list with one tensor per block; `residuals` begin with the embeddings.
+    `captured["decoder.attention"]` is a list with one tensor per block; `residuals` begin with the embeddings;
+    `router` (B x T x E logits) and `experts` (B x T x K chosen) have one for each block with experts.
     """
 
     hidden_BTD: Tensor
