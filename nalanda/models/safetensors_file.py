@@ -59,7 +59,7 @@ _ORDER = {dtype: place for place, dtype in enumerate(DTYPES.values())}
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _MAX_ENTRY = 4096  # characters that describe one tensor
 _MAX_AXES = 64  # torch's own limit for most operations
-_CHUNK = 8 << 20  # bytes that are in memory twice while a dtype or strides change
+_CHUNK = 1 << 20  # bytes that are in memory twice while a dtype or strides change; a size that caches hold
 
 _STRING = r'"[^"\\\x00-\x1f]*+(?:\\["\\/bfnrtu][^"\\\x00-\x1f]*+)*+"'
 _GAP = r"[ \t\r\n]*+"
@@ -270,7 +270,7 @@ def _check_tiling(path: Path, tensors: Mapping[str, Stored], base: int, size: in
 def fill(path: Path, header: Header, key: str, out: Tensor) -> None:
     """Reads tensor `key` into `out`, which has its shape and lies on the CPU; its dtype is converted to out's.
 
-    With out's dtype the same and its elements adjacent, the bytes go straight there; else by way of a few MiB.
+    With out's dtype the same and its elements adjacent, the bytes go straight there; else by way of a small buffer.
     Raises RunError where the file has changed since its header was read.
     """
     stored = header.tensors[key]
@@ -366,7 +366,7 @@ def _encode_header(entries: Iterable[Entry], metadata: Mapping[str, str]) -> byt
 
 
 def _write(file: BinaryIO, tensor: Tensor) -> None:
-    """Writes a tensor's elements in their order; copies a few MiB at a time where they are elsewhere or scattered."""
+    """Writes a tensor's elements in their order; copies a little at a time where they are elsewhere or scattered."""
     if tensor.numel() == 0:
         return
     size = tensor.numel() * tensor.itemsize
