@@ -28,7 +28,7 @@ from nalanda.base.errors import RunError
 from nalanda.models.gguf_config import read_config, read_ids
 from nalanda.models.gguf_header import Header, TensorInfo, read_header
 from nalanda.models.gguf_names import FAMILIES, TABLES, Family, Op, Row, expand, undo
-from nalanda.models.gguf_quants import QuantType, dequantize
+from nalanda.models.gguf_quants import dequantize
 from nalanda.models.safetensors_file import quoted
 
 _CHUNK = 2**20  # numbers that are dequantized at once
@@ -64,9 +64,7 @@ class _Source:
     """Where a weight lies: a tensor of a file, or one expert's part of it. `shape` is as in the file."""
 
     file: IO[bytes]
-    path: Path
-    name: str
-    kind: QuantType
+    info: TensorInfo
     shape: tuple[int, ...]
     start: int
     op: Op
@@ -94,7 +92,7 @@ class GGUFWeights:
         source = self._sources.get(key)
         if source is None:
             return f"{self.origin}: weight {quoted(key)}"
-        return f"{source.path}: weight {quoted(key)} (tensor {quoted(source.name)})"
+        return f"{source.info.path}: weight {quoted(key)} (tensor {quoted(source.info.name)})"
 
     def read(self, key: str, out: Tensor | None = None) -> Tensor:
         """The tensor, dequantized; with `out` (same shape, on the CPU, any dtype and strides) fills and returns that.
@@ -126,9 +124,9 @@ class GGUFWeights:
         return self._sources[key]
 
     def _rows(self, key: str, source: _Source, first: int, count: int) -> Tensor:
-        numbers = math.prod(source.shape[1:])
-        size = count * numbers // source.kind.block * source.kind.size
-        start = source.start + first * numbers // source.kind.block * source.kind.size
+        kind, numbers = source.info.kind, math.prod(source.shape[1:])
+        size = count * numbers // kind.block * kind.size
+        start = source.start + first * numbers // kind.block * kind.size
         try:
             raw = os.pread(source.file.fileno(), size, start)
         except (OSError, ValueError) as error:
@@ -138,7 +136,7 @@ class GGUFWeights:
                 f"{self.place(key)}: the file ends within it; it was cut short since it was opened"
             )
         try:
-            values = dequantize(raw, source.kind)
+            values = dequantize(raw, kind)
         except RunError as error:
             raise RunError(f"{self.place(key)}: {error}") from None
         return torch.from_numpy(values).view(count, *source.shape[1:])
@@ -156,9 +154,9 @@ def open_gguf(path: Path) -> GGUF:
         config = read_config(header, files[0][1])
         family = FAMILIES[config["model_type"]]
         head = config.get("head_dim", 0)
-        places = {name: (file, at) for file, at, part in files for name in part.tensors}
+        opened = {at: file for file, at, _ in files}
         sources = {
-            key: _Source(*places[info.name], info.name, info.kind, shape, start, op)
+            key: _Source(opened[info.path], info, shape, start, op)
             for key, info, shape, start, op in _assign(family, header, config, files[0][1])
         }
         return GGUF(path, config, GGUFWeights(path, sources, head), header)
@@ -177,8 +175,8 @@ def _open_all(path: Path) -> list[tuple[IO[bytes], Path, Header]]:
         name = _SHARD.search(path.name)
         if type(count) is not int or not 1 < count <= _MAX_SHARDS or name is None or int(name[2]) != count:
             raise RunError(
-                f"{path}: key 'split.count': a part of {str(count)[:20]}, which must be called NAME-00001-of-00002.gguf"
-                " and so on: rename the files"
+                f"{path}: key 'split.count': one of {str(count)[:20]} parts, which must be called "
+                "NAME-00001-of-00002.gguf and so on: rename the files"
             )
         for file, _, _ in files:
             file.close()

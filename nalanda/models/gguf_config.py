@@ -1,11 +1,11 @@
 """A GGUF file's metadata as a Hugging Face config.json, and back.
 
 config = read_config(header, path)                    # {"model_type": "llama", "hidden_size": 576, ...}
-family, metadata, tables = write_config(config, path)  # {"llama.embedding_length": 576, ...}, {"rope_freqs.weight": ...}
+family, metadata, tables = write_config(config, path)  # {"llama.block_count": 30, ...}, {"rope_freqs.weight": ...}
 
 Numbers go by the rows of gguf_names; what has a shape of its own (head size, rotary scaling, Gemma's windows) is
-below. config.json may be of either fashion: `rope_theta` and `rope_scaling`, or `rope_parameters`; the first is given,
-because checkpoints on the hub have it.
+below. config.json may be of either fashion: `rope_theta` and `rope_scaling`, or `rope_parameters`; the first is
+given, because checkpoints on the hub have it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def read_config(header: Header, path: Path) -> Config:
         raise metadata.error("attention.sliding_window", "OLMo 3 has windows; it cannot be read")
     if family.model_type == "smollm3":
         config["no_rope_layers"] = _no_rope(config["num_hidden_layers"])
-    return config | read_ids(header.metadata, path) | {"torch_dtype": "float32"}
+    # Said even where there is none: transformers would take the ids of a model of its own choice.
+    ids = dict.fromkeys(_IDS) | read_ids(header.metadata, path)
+    return config | ids | {"torch_dtype": "float32"}
 
 
 def _read_numbers(family: Family, metadata: _Metadata, header: Header) -> Config:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,8 +47,9 @@ _MAX_HEADER = 2**28  # bytes; the largest vocabularies take about 2**24
 _MAX_PAIRS = 2**14
 _MAX_TENSORS = 2**18
 _MAX_KEY = 2**16 - 1  # bytes, by the specification
-_MAX_STRINGS = 2**21  # of all arrays together; a vocabulary of 262144 tokens with its merges has 2**20
-_MAX_NUMBERS = 2**24
+_MAX_ITEMS = (
+    2**22
+)  # of all arrays together; a vocabulary of 262144 tokens, scores, types and merges has 2**20
 _MAX_DIMS = 4
 _MAX_ALIGNMENT = 2**20
 _STEP = 2**22
@@ -56,8 +57,9 @@ _STEP = 2**22
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: `shape` as PyTorch has it (rows first), `start` and `size` in bytes from the file's."""
+    """Where a tensor lies: `shape` as PyTorch has it (rows first), `start` and `size` in bytes of the file `path`."""
 
+    path: Path
     name: str
     shape: tuple[int, ...]
     kind: QuantType
@@ -80,7 +82,7 @@ class _Cursor:
         self.offset = 0
         self._file = file
         self._data = bytearray()
-        self._strings = 0
+        self._items = 0
 
     def error(self, what: str) -> RunError:
         return RunError(f"{self.path}: {what}; the file is damaged or not what it says: get it again")
@@ -120,23 +122,23 @@ class _Cursor:
 
     def texts(self, count: int, what: str) -> list[str]:
         """An array of strings: the long part of a header, so without a call per string."""
-        self._strings += count
-        if self._strings > _MAX_STRINGS:
-            raise self.error(f"{what}: {count} strings")
         self.need(8 * count, what)
-        length_at = struct.Struct("<Q").unpack_from
-        found = []
+        data, at, length_at = self._data, self.offset, struct.Struct("<Q").unpack_from
+        found: list[str] = []
         try:
             for _ in range(count):
-                self.need(8, what)
-                (length,) = length_at(self._data, self.offset)
-                start = self.offset + 8
-                if start + length > len(self._data):
-                    self.need(8 + length, what)
-                self.offset = start + length
-                found.append(self._data[start : self.offset].decode("utf-8"))
+                if at + 8 > len(data):
+                    self.offset = at
+                    self.need(8, what)
+                end = at + 8 + length_at(data, at)[0]
+                if end > len(data):
+                    self.offset = at
+                    self.need(end - at, what)
+                found.append(data[at + 8 : end].decode())
+                at = end
         except UnicodeDecodeError as problem:
             raise self.error(f"{what}: string {len(found)} is not UTF-8 ({problem.reason})") from None
+        self.offset = at
         return found
 
     def value(self, kind: int, what: str) -> Any:
@@ -148,6 +150,9 @@ class _Cursor:
 
     def _array(self, what: str) -> list[Any]:
         kind, count = self.u32(what), self.u64(what)
+        self._items += count
+        if self._items > _MAX_ITEMS:
+            raise self.error(f"{what}: a list of {count}")
         if kind == ARRAY:
             raise self.error(f"{what}: an array of arrays, which no known key has")
         return self.texts(count, what) if kind == STRING else self._numbers(kind, count, what)
@@ -155,8 +160,6 @@ class _Cursor:
     def _numbers(self, kind: int, count: int, what: str) -> list[Any]:
         if kind not in SCALARS:
             raise self.error(f"{what}: unknown value type {kind}")
-        if count > _MAX_NUMBERS:
-            raise self.error(f"{what}: {count} numbers")
         dtype = np.dtype(SCALARS[kind])
         values = np.frombuffer(self.take(count * dtype.itemsize, what), dtype=dtype)
         if kind != BOOL:
@@ -232,7 +235,9 @@ def _tensor(cursor: _Cursor, number: int) -> TensorInfo:
         raise cursor.error(
             f"{place}: rows of {dims[0]} are no whole number of {kind.name}'s {kind.block}-blocks"
         )
-    return TensorInfo(name, tuple(reversed(dims)), kind, start, elements // kind.block * kind.size)
+    return TensorInfo(
+        cursor.path, name, tuple(reversed(dims)), kind, start, elements // kind.block * kind.size
+    )
 
 
 def _lay_out(cursor: _Cursor, rows: list[TensorInfo], start: int, alignment: int) -> dict[str, TensorInfo]:
@@ -251,5 +256,5 @@ def _lay_out(cursor: _Cursor, rows: list[TensorInfo], start: int, alignment: int
             )
         if row.name in tensors:
             raise cursor.error(f"{place} is there twice")
-        tensors[row.name] = TensorInfo(row.name, row.shape, row.kind, start + row.start, row.size)
+        tensors[row.name] = replace(row, start=start + row.start)
     return {row.name: tensors[row.name] for row in rows}

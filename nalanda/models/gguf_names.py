@@ -3,7 +3,7 @@
 FAMILIES["gemma3_text"].rows      # tensors: GGUF name, Hugging Face key, how one becomes the other
 FAMILIES["gemma3_text"].numbers   # metadata key (below "gemma3."), keys of config.json
 
-A GGUF architecture may hold several model types ("llama" is Llama, Mistral and Mixtral); `family_of` tells them apart.
+A GGUF architecture may hold several model types ("llama" is Llama, Mistral and Mixtral); `family_of` tells which.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Op = Literal["copy", "rotary", "plus_one", "transpose"]
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of tensor. {n} is the layer, {e} the expert; where only `theirs` has {e}, `gguf` is all experts stacked.
-    Older files have the experts apart, as `apart`."""
+    """One kind of tensor. {n} is the layer, {e} the expert. Where only `theirs` has {e}, `gguf` is all experts
+    stacked; older files have them apart, as `apart`."""
 
     gguf: str
     theirs: str

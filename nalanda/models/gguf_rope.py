@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nalanda.base.errors import RunError
-from nalanda.models.gguf_header import Header
+from nalanda.models.gguf_header import Header, TensorInfo
 from nalanda.models.gguf_names import Family
 from nalanda.models.gguf_quants import dequantize
 
@@ -52,7 +52,9 @@ def read_rope(header: Header, architecture: str, config: Mapping[str, Any], path
     kind = header.metadata.get(f"{architecture}.rope.scaling.type", "none")
     factor = number("scaling.factor") or number("scale_linear")
     if FACTORS in header.tensors:
-        rope["rope_scaling"] = _llama3(_factors(header, path), rope["rope_theta"], config["head_dim"], path)
+        rope["rope_scaling"] = _llama3(
+            _factors(header.tensors[FACTORS]), rope["rope_theta"], config["head_dim"], path
+        )
     elif kind == "yarn" and factor is not None:
         rope["rope_scaling"] = {"rope_type": "yarn", "factor": factor}
         for key, theirs, cast in _YARN:
@@ -68,11 +70,10 @@ def read_rope(header: Header, architecture: str, config: Mapping[str, Any], path
     return rope
 
 
-def _factors(header: Header, path: Path) -> _Array:
-    info = header.tensors[FACTORS]
+def _factors(info: TensorInfo) -> _Array:
     if len(info.shape) != 1 or info.size > 2**16:
-        raise RunError(f"{path}: tensor {FACTORS!r} has shape {info.shape}")
-    with path.open("rb") as file:
+        raise RunError(f"{info.path}: tensor {FACTORS!r} has shape {info.shape}")
+    with info.path.open("rb") as file:
         file.seek(info.start)
         return dequantize(file.read(info.size), info.kind)
 
@@ -90,7 +91,7 @@ def llama3_factors(theta: float, head: int, scaling: Mapping[str, Any]) -> _Arra
 
 
 def _llama3(factors: _Array, theta: float, head: int, path: Path) -> dict[str, Any]:
-    """Parameters whose factors are those. Only ratios of length, low and high can be told: low is 1, as Meta has it."""
+    """Parameters whose factors are those. Only ratios of length, low and high show: low is 1, as Meta has it."""
     factor = float(factors.max(initial=1.0))
     for length, high in _guesses(factors, theta, head, factor):
         scaling = {
