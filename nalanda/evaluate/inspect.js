@@ -142,8 +142,7 @@
     }
     shade(null);
   }
-  // Heat on the key tokens: how much the query token (that under the pointer, else the chosen one) looks at each.
-  // Over a key of another side: how much each query token looks at it.
+  // Heat: how much the token under the pointer (else the chosen one) looks at each, or how much each looks at it.
   function shade(side, place) {
     const found = data.attentions[state.map];
     if (!found) return markChosen();
@@ -221,7 +220,8 @@
       }
     });
     roving(cells, grid(most));
-    box.append(make("div", { class: "scroll" }, make("div", { class: "maps", style: `--heads: ${most}` }, ...rows)));
+    const style = `--heads: ${most}; --size: ${found.layers.length > 8 ? 2.75 : 4.5}rem`;
+    box.append(make("div", { class: "scroll" }, make("div", { class: "maps", style }, ...rows)));
     by("grid-says").textContent = `${found.name[0].toUpperCase()}${found.name.slice(1)} attention: ${found.how}.`;
     markGrid();
   }

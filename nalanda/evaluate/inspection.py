@@ -32,10 +32,10 @@ MASKED_ROWS = 16
 
 
 class Tokens(Names, Protocol):
-    """The part of a tokenizer that looking inside needs; a tokenizer without a mask token gives None."""
+    """The part of a tokenizer that looking inside needs; `mask` raises DataError where there is no such token."""
 
     @property
-    def mask(self) -> int | None: ...
+    def mask(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -321,8 +321,9 @@ def _predictions(
     found = [_best(kind, model.logits(output.hidden_BTD[0]).float(), truth, limits.candidates)]
     if kind == "next":
         return found
-    mask = getattr(tokenizer, "mask", None)
-    if mask is None:
+    try:
+        mask = tokenizer.mask
+    except DataError:
         notes.append("The tokenizer has no mask token, so no token can be hidden from the model.")
         return found
     return [_masked(model, reading.stream, mask, tokenizer.special_ids, limits.candidates), *found]

@@ -28,8 +28,6 @@ class Names(Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]: ...
-    @property
-    def vocabulary(self) -> int: ...
     def token(self, number: int) -> str: ...
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
 
@@ -45,10 +43,11 @@ class Label:
 
 
 def label(tokenizer: Names, number: int) -> Label:
-    """The label of token `number`; one beyond the tokenizer (a padded embedding matrix) is shown by its id."""
-    if not 0 <= number < tokenizer.vocabulary:
+    """The label of token `number`; one that the tokenizer has not (a padded embedding matrix) is shown by its id."""
+    try:
+        name = tokenizer.token(number)
+    except ValueError:
         return Label("", f"#{number}", "special", False)
-    name = tokenizer.token(number)
     if number in tokenizer.special_ids:
         return Label(name, visible(name), "special", False)
     text = tokenizer.decode([number], skip_special=False)

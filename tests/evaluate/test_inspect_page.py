@@ -34,6 +34,8 @@ class Hostile:
     special_ids = frozenset(range(3))
 
     def token(self, number: int) -> str:
+        if number >= self.vocabulary:
+            raise ValueError(f"token id {number} is outside the vocabulary")
         return ("<bos>", "</script>", "[MASK]", *HOSTILE)[number]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:

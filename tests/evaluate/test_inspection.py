@@ -213,7 +213,9 @@ def test_an_encoder_beside_a_decoder_is_not_read_as_words() -> None:
 
 def test_a_text_of_one_token_and_a_tokenizer_without_a_mask() -> None:
     class Maskless(Letters):
-        mask = None  # type: ignore[assignment]
+        @property
+        def mask(self) -> int:  # type: ignore[override]
+            raise DataError("no mask token")
 
     model = build("encoder")
     inspection = inspect(model, Maskless(), Reading((7,)), Limits())

@@ -14,9 +14,11 @@ class Pieces:
     """A vocabulary with what each of its tokens decodes to when alone."""
 
     def __init__(self, *pairs: tuple[str, str], special: int = 0) -> None:
-        self.pairs, self.vocabulary, self.special_ids = pairs, len(pairs), frozenset(range(special))
+        self.pairs, self.special_ids = pairs, frozenset(range(special))
 
     def token(self, number: int) -> str:
+        if number >= len(self.pairs):
+            raise ValueError(f"token id {number} is outside the vocabulary")
         return self.pairs[number][0]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
