@@ -16,11 +16,54 @@ from nalanda.nn.spec import (
     AttentionSpec,
     BlockSpec,
     FeedForwardSpec,
+    MoESpec,
     NormSpec,
     PositionSpec,
     Probability,
     Spec,
 )
+
+
+class MoEConfig(Config):
+    """Feed-forwards that are mixtures of experts; each expert is as `feedforward`, `activation`, `bias` say."""
+
+    experts: int = Field(default=8, gt=1)
+    top_k: int = Field(default=2, gt=0, description="experts that a token goes through")
+    inner: int | None = Field(default=None, gt=0, description="width of an expert; None: the feed-forward's")
+    every: int = Field(default=1, gt=0, description="every n-th layer is a mixture, the last of each n")
+    dense: int = Field(default=0, ge=0, description="so many first layers are not (DeepSeek)")
+    router: Literal["softmax", "sigmoid"] = "softmax"
+    normalize: bool = Field(default=True, description="weights of the chosen experts sum to 1")
+    scale: float = Field(default=1.0, gt=0, description="of the chosen experts' weights")
+    shared: int | None = Field(
+        default=None, gt=0, description="width of an expert that every token goes through"
+    )
+    shared_gate: bool = False
+    balance_bias: bool = Field(
+        default=False, description="for an objective's bias_rate: balance without a loss"
+    )
+
+    def covers(self, layer: int) -> bool:
+        """Whether the layer of this number, from 0, is a mixture."""
+        return layer >= self.dense and (layer - self.dense) % self.every == self.every - 1
+
+    def spec(self, dense: FeedForwardSpec) -> MoESpec:
+        """The mixture in place of a feed-forward."""
+        return MoESpec(
+            experts=self.experts,
+            top_k=self.top_k,
+            inner=self.inner or dense.inner,
+            expert=dense.kind,
+            activation=dense.activation,
+            bias=dense.bias,
+            dropout=dense.dropout,
+            router=self.router,
+            normalize=self.normalize,
+            scale=self.scale,
+            shared=self.shared,
+            shared_gate=self.shared_gate,
+            balance_bias=self.balance_bias,
+        )
 
 
 class ModelConfig(Config):
@@ -42,6 +85,7 @@ class ModelConfig(Config):
     )
     activation: Activation = "gelu"
     feedforward: Literal["mlp", "glu"] = "mlp"
+    moe: MoEConfig | None = Field(default=None, description="mixtures of experts; None: every layer is dense")
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = Field(default=1e-5, gt=0)
     norm_place: Literal["pre", "post"] = "pre"
@@ -69,6 +113,8 @@ class ModelConfig(Config):
             raise ValueError(f"decoder_layers is for kind encoder_decoder; kind {self.kind} has layers only")
         if self.cross_rotary and (self.kind != "encoder_decoder" or self.position != "rotary"):
             raise ValueError("cross_rotary needs kind encoder_decoder and position rotary")
+        if self.moe is not None and not any(map(self.moe.covers, range(self.layers))):
+            raise ValueError("moe: no layer is a mixture; lower moe.every or moe.dense")
         build_spec(self, vocabulary=1)
         return self
 
@@ -100,8 +146,9 @@ def build_spec(config: ModelConfig, vocabulary: int) -> Spec:
     added = "none" if config.position == "rotary" else config.position
     position = PositionSpec(kind=added, max_length=config.max_length, theta=config.theta)
     decoder_block = block.model_copy(update={"cross": cross}) if config.kind == "encoder_decoder" else block
-    encoder = () if config.kind == "decoder" else (block,) * config.layers
-    decoder = () if config.kind == "encoder" else (decoder_block,) * (config.decoder_layers or config.layers)
+    depth = config.decoder_layers or config.layers
+    encoder = () if config.kind == "decoder" else _layers(block, config.layers, config.moe)
+    decoder = () if config.kind == "encoder" else _layers(decoder_block, depth, config.moe)
     return Spec(
         vocabulary=vocabulary,
         hidden=config.hidden,
@@ -118,6 +165,14 @@ def build_spec(config: ModelConfig, vocabulary: int) -> Spec:
         init=config.init,
         init_std=config.init_std,
     )
+
+
+def _layers(block: BlockSpec, count: int, moe: MoEConfig | None) -> tuple[BlockSpec, ...]:
+    """`count` blocks, some with experts."""
+    if moe is None or not isinstance(block.feedforward, FeedForwardSpec):
+        return (block,) * count
+    sparse = block.model_copy(update={"feedforward": moe.spec(block.feedforward)})
+    return tuple(sparse if moe.covers(layer) else block for layer in range(count))
 
 
 def _inner(config: ModelConfig) -> int:
