@@ -1,162 +1,193 @@
 """Models on disk, in Hugging Face's layout: config.json and model.safetensors, nothing that runs code.
 
+    model = load_model(place)                                  # ours, Hugging Face's, GGUF; with the heads it has
+    model = load_model(place, {"labels": SequenceHeadSpec(classes=3)}, note=print)   # or with these
     save_model(model, run.folder("model"), files=[tokenizer_json])
-    model = load_model(folder)
 
-config.json holds the spec, the heads and the map of tied weights (stored once); manifest.json the checksums of all
-but the model card, README.md, which is there to be edited.
+A network that a family can say is saved as that family's checkpoint, which `transformers` reads; any other as our own
+kind (own.py). manifest.json holds the checksums of all but the model card, README.md, which is there to be edited.
 """
 
 from __future__ import annotations
 
-import errno
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch import Tensor
 
 from nalanda.base.errors import RunError
-from nalanda.base.io import (
-    MANIFEST,
-    atomic_folder,
-    full_disk_is_clear,
-    read_json,
-    verify_manifest,
-    write_json,
-)
+from nalanda.base.io import MANIFEST, atomic_folder, read_json, verify_manifest, write_json
+from nalanda.models import own
+from nalanda.models.auto import BY_TYPE, FAMILIES, find
+from nalanda.models.choice import check_layers, choose_heads, read_spec
+from nalanda.models.family import ConfigProblem, Family
+from nalanda.models.gguf import open_gguf
+from nalanda.models.reading import Policy, build_empty, fill
+from nalanda.models.rows import Source, fused_sizes, parts, sources
+from nalanda.models.safetensors_file import write_file
+from nalanda.models.weights import SHARD_BYTES, Entry, Weights, open_weights, write_weights
 from nalanda.nn.model import Model
-from nalanda.nn.spec import HeadSpec, Spec
+from nalanda.nn.spec import HeadSpec
 
-WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
-_HEADS: TypeAdapter[dict[str, HeadSpec]] = TypeAdapter(dict[str, HeadSpec])
 
 
-def describe_model(model: Model) -> dict[str, Any]:
-    """What config.json holds: enough to build the network again."""
-    return {
-        "architectures": ["NalandaModel"],
-        "model_type": "nalanda",
-        "vocab_size": model.spec.vocabulary,
-        "hidden_size": model.spec.hidden,
-        "tie_word_embeddings": model.spec.tie_embeddings,
-        "spec": model.spec.to_dict(),
-        "heads": {name: head.to_dict() for name, head in model.head_specs.items()},
-        "tied": model.tied(),
+def _silent(text: str) -> None:
+    return None
+
+
+def read_checkpoint(place: Path, pickled: bool = False) -> tuple[dict[str, Any], Weights]:
+    """config.json's values and the tensors of a folder or of a GGUF file. Raises RunError naming file and key."""
+    if place.suffix == ".gguf":
+        file = open_gguf(place)
+        return dict(file.config), file.weights
+    config = read_json(place / CONFIG)
+    if not isinstance(config, dict):
+        raise RunError(f"{place / CONFIG}: damaged, not a JSON mapping")
+    return config, open_weights(place, pickled)
+
+
+def load_model(
+    place: Path,
+    heads: Mapping[str, HeadSpec] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    verify: bool = True,
+    pickled: bool = False,
+    ignore: Sequence[str] = (),
+    note: Callable[[str], None] = _silent,
+) -> Model:
+    """The model in a folder or GGUF file, on the CPU, in evaluation mode, its floats as `dtype`.
+
+    `heads`: those to have, by name; a family decides how one of that kind is built. None: those that the checkpoint
+    has. A head that the checkpoint lacks is initialized and said to `note`. Any other weight must be there, with its
+    shape, and none besides, unless a pattern (fnmatch) of `ignore` names it. `verify` compares the checksums of
+    manifest.json, where there is one; `pickled` allows .bin files. Raises RunError naming file and key.
+    """
+    if verify and (place / MANIFEST).is_file():
+        verify_manifest(place)
+    config, weights = read_checkpoint(place, pickled)
+    path = place / CONFIG if place.is_dir() else place
+    try:
+        if config.get("model_type") == own.MODEL_TYPE:
+            return _load_own(config, path, weights, heads, Policy(ignore=ignore, note=note), dtype)
+        family = find(config, path, weights.keys())
+        check_layers(family, config, weights.keys())
+        spec = read_spec(family, config)
+        chosen, new = choose_heads(family, config, heads, weights.keys())
+        model = build_empty(spec, chosen)
+        model.origin = dict(config)
+        return fill(model, sources(family, model), weights, Policy(new, ignore, note, family), dtype)
+    except (ConfigProblem, ValueError) as problem:
+        raise RunError(f"{path}: {problem}") from None
+
+
+def _load_own(
+    config: dict[str, Any],
+    path: Path,
+    weights: Weights,
+    heads: Mapping[str, HeadSpec] | None,
+    policy: Policy,
+    dtype: torch.dtype,
+) -> Model:
+    spec, saved, tied = own.read_config(config, path)
+    wanted = saved if heads is None else {name: saved.get(name, head) for name, head in heads.items()}
+    model = build_empty(spec, wanted)
+    lost = {name for name in tied if name not in model.state_dict()}
+    if {**model.tied(), **{name: tied[name] for name in lost}} != tied and set(wanted) <= set(saved):
+        raise RunError(f"{path}: its tied weights {tied} are not those of its spec {model.tied()}")
+    found = {
+        name: Source((name,), head=name.split(".")[1] if name.startswith("heads.") else "")
+        for name in model.state_dict()
+        if name not in model.tied()
     }
+    unused = [f"heads.{name}.*" for name in saved if name not in wanted]
+    new = {name for name in wanted if name not in saved}
+    return fill(model, found, weights, Policy(new, (*policy.ignore, *unused), policy.note), dtype)
 
 
-def save_model(model: Model, folder: Path, files: Iterable[Path] = ()) -> None:
+def save_model(
+    model: Model, folder: Path, files: Iterable[Path] = (), *, shard_bytes: int = SHARD_BYTES
+) -> None:
     """Writes the model to `folder`, replacing what was there; the folder appears whole or not at all.
 
-    `files` (the tokenizer's, a model card) are copied beside it. Raises UserError when the disk is full.
+    `files` (the tokenizer's, a model card) are copied beside it; weights are split into files of at most
+    `shard_bytes`. Raises UserError when the disk is full.
     """
-    tied = model.tied()
-    weights = {name: value.cpu() for name, value in model.state_dict().items() if name not in tied}
+    config, entries = checkpoint_of(model)
     with atomic_folder(folder, skip=(CARD,)) as draft:
-        write_json(draft / CONFIG, describe_model(model))
-        write_tensors(draft / WEIGHTS, weights, {"format": "pt"})
+        write_json(draft / CONFIG, config)
+        write_weights(draft, entries, shard_bytes)
         for file in files:
             shutil.copyfile(file, draft / file.name)
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Writes a safetensors file. Raises UserError when the disk is full; a half-written file may be left."""
-    with full_disk_is_clear(path):
-        try:
-            save_file(
-                {name: value.detach().contiguous() for name, value in tensors.items()},
-                path,
-                metadata=metadata,
-            )
-        except SafetensorError as error:
-            raise _as_os_error(error) from error
+def checkpoint_of(model: Model) -> tuple[dict[str, Any], list[Entry]]:
+    """config.json and the tensors, as the family of `model` has them; as our own kind where no family says it."""
+    found = describe(model)
+    if found is None:
+        entries = [
+            _entry(name, value) for name, value in model.state_dict().items() if name not in model.tied()
+        ]
+        return own.describe_model(model), entries
+    family, config = found
+    bare = config["architectures"] == [family.base]
+    state = model.state_dict()
+    entries = []
+    for name, source in sources(family, model).items():
+        for key, view in parts(state[name], source, fused_sizes(model, name)):
+            entries.append(_entry(key.removeprefix(family.prefix) if bare else key, view))
+    return config, entries
 
 
-def _as_os_error(error: Exception) -> Exception:
-    """safetensors reports a full disk in words; this gives it back its number."""
-    text = str(error)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        if f"os error {number}" in text or f"code: {number}" in text:
-            return OSError(number, text)
-    return error
+def describe(model: Model) -> tuple[Family, dict[str, Any]] | None:
+    """The family that says `model`, and its config.json; None where there is none.
 
-
-def read_config(folder: Path) -> tuple[Spec, dict[str, HeadSpec], dict[str, str]]:
-    """Spec, heads and tie map of a saved model. Raises RunError where config.json is missing or not ours."""
-    path = folder / CONFIG
-    values = read_json(path)
-    if not isinstance(values, dict) or values.get("model_type") != "nalanda":
-        kind = values.get("model_type") if isinstance(values, dict) else type(values).__name__
-        raise RunError(f"{path}: not a Nalanda model (model_type is {kind!r}, expected 'nalanda')")
-    try:
-        heads = _HEADS.validate_python(values["heads"])
-        return Spec.model_validate(values["spec"]), heads, dict(values["tied"])
-    except KeyError as error:
-        raise RunError(f"{path}: key {error} is missing; save the model again") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"{path}: {place}: {first['msg']}") from None
-
-
-def load_model(folder: Path, verify: bool = True) -> Model:
-    """The saved model, on the CPU, in evaluation mode. Every weight must be there, with its shape, and none besides.
-
-    `verify` compares the checksums of manifest.json, where there is one. Raises RunError naming the file, and the
-    weight that is missing, unexpected or of another shape.
+    A model that was read from a checkpoint keeps its family and what else its config.json said.
     """
-    spec, heads, tied = read_config(folder)
-    if verify and (folder / MANIFEST).is_file():
-        verify_manifest(folder)
-    model = Model(spec, heads)
-    if model.tied() != tied:
-        raise RunError(f"{folder / CONFIG}: its tied weights {tied} are not those of its spec {model.tied()}")
-    load_weights(model, folder / WEIGHTS)
-    return model.eval()
+    kind = str(model.origin.get("model_type", ""))
+    for family in [BY_TYPE[kind]] if kind in BY_TYPE else FAMILIES.values():
+        try:
+            config = family.config(model.spec, model.origin)
+            sources(family, model)
+        except ValueError:
+            continue
+        return family, complete(family, config, model)
+    return None
 
 
-def load_weights(model: Model, path: Path) -> None:
-    """Fills `model` from a safetensors file, strictly: see `load_model`."""
-    tied = model.tied()
-    expected = {name: value for name, value in model.state_dict().items() if name not in tied}
-    if not path.is_file():
-        raise RunError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            _check_names(path, set(file.keys()), set(expected))
-            for name, value in expected.items():
-                _copy(path, name, file.get_tensor(name), value)
-    except SafetensorError as error:
-        raise RunError(f"{path}: damaged, not a safetensors file: {error}") from None
+def complete(family: Family, config: dict[str, Any], model: Model) -> dict[str, Any]:
+    """`config` with what says the heads: architectures, labels; and under "nalanda" what only we read."""
+    names: dict[str, str] = {}
+    for name, spec in model.head_specs.items():
+        head = family.head(name, spec.kind)
+        names[name] = head.name if head is not None else name
+        size = getattr(spec, "classes", 0) if spec.kind in ("sequence", "places") else 0
+        if size and name != "next_sentence" and len(config.get("id2label") or {}) != size:
+            config["id2label"] = {str(index): f"LABEL_{index}" for index in range(size)}
+            config["label2id"] = {label: int(index) for index, label in config["id2label"].items()}
+    wanted = set(names.values())
+    order = sorted(family.architectures, key=lambda a: -len(wanted & set(family.architectures[a])))
+    exact = [a for a in order if set(family.architectures[a]) == wanted]
+    given = [a for a in config.get("architectures") or () if a in exact]
+    fitting = [a for a in order if set(family.architectures[a]) <= wanted]
+    config["architectures"] = [(given or exact or fitting or [family.base])[0]]
+    weight = model.transformer.tokens.weight
+    if not model.origin or "dtype" in config or weight.dtype != torch.float32:
+        config["dtype"] = str(weight.dtype).removeprefix("torch.")
+    config.pop("nalanda", None)
+    own_words = own.extension(family, config, model)
+    return config | ({"nalanda": own_words} if own_words else {})
 
 
-def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
-    missing, unexpected = sorted(expected - found), sorted(found - expected)
-    if missing:
-        raise RunError(f"{path}: weight '{missing[0]}' is missing{_more(missing)}")
-    if unexpected:
-        raise RunError(
-            f"{path}: weight '{unexpected[0]}' is unexpected{_more(unexpected)}; the config has no place for it"
-        )
+def _entry(key: str, value: Tensor) -> Entry:
+    return Entry(key, tuple(value.shape), value.dtype, lambda: value.detach().cpu().contiguous())
 
 
-def _more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _copy(path: Path, name: str, found: torch.Tensor, place: torch.Tensor) -> None:
-    if found.shape != place.shape:
-        raise RunError(
-            f"{path}: weight '{name}' has shape {tuple(found.shape)}, the config says {tuple(place.shape)}"
-        )
-    with torch.no_grad():
-        place.copy_(found)
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file. Raises UserError when the disk is full; a half-written file may be left."""
+    write_file(path, [_entry(name, value) for name, value in tensors.items()], metadata or {})

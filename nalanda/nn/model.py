@@ -8,6 +8,7 @@ logits = model.logits(output.hidden_BTD[trained])   # only the places that are n
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,6 +37,8 @@ class Model(nn.Module):
         super().__init__()
         self.spec = spec
         self.head_specs = dict(heads)
+        self.origin: dict[str, Any] = {}
+        """config.json's values of the checkpoint that the model was read from: what else it says is saved again."""
         self.transformer = Transformer(spec)
         self.heads = nn.ModuleDict(
             {name: build_head(head, spec, self.transformer.tokens) for name, head in self.head_specs.items()}

@@ -144,20 +144,20 @@ def test_a_full_disk_keeps_what_was_saved(
     store: Checkpoints, toy: Any, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.save(snapshot(1, toy()))
-    real_save, real_json = exchange.save_file, io.write_json
+    real_save, real_json = exchange.write_file, io.write_json
 
-    def no_tensors(tensors: Any, path: Path, metadata: Any) -> None:
-        real_save(tensors, path)
+    def no_tensors(path: Path, entries: Any, metadata: Any) -> None:
+        real_save(path, entries, metadata)
         if path.name == file:
             path.write_bytes(path.read_bytes()[:100])
-            raise exchange.SafetensorError("IO error: No space left on device (os error 28)")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     def no_json(path: Path, values: Any) -> None:
         if path.name == file:
             raise OSError(errno.ENOSPC, "No space left on device")
         real_json(path, values)
 
-    monkeypatch.setattr(exchange, "save_file", no_tensors)
+    monkeypatch.setattr(exchange, "write_file", no_tensors)
     monkeypatch.setattr(io, "write_json", no_json)
     with pytest.raises(UserError, match="the disk is full"):
         store.save(snapshot(2, toy()))

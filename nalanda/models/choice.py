@@ -1,0 +1,113 @@
+"""What a family's checkpoint holds: its network, checked against its layers, and the heads that are read from it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from nalanda.models.family import ConfigProblem, Family, Head
+from nalanda.models.own import HEADS
+from nalanda.models.rows import regex
+from nalanda.models.shape import TRAINING, Shape
+from nalanda.nn.spec import HeadSpec, Spec
+
+
+def read_spec(family: Family, config: Mapping[str, Any]) -> Spec:
+    """The network, with what our own "nalanda" key says of training. Raises ConfigProblem."""
+    words = config.get("nalanda") or {}
+    training = words.get("training") or {}
+    try:
+        return (
+            family.shape(config).model_copy(update={k: training[k] for k in TRAINING & set(training)}).spec()
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigProblem(first["msg"].removeprefix("Value error, ")) from None
+
+
+def check_layers(family: Family, config: Mapping[str, Any], keys: Collection[str]) -> None:
+    """Raises ConfigProblem where config.json and the tensors' names do not agree on the number of layers."""
+    shape = family.shape(config)
+    found: dict[str, int] = {}
+    rows = [(row.ours.partition(".")[0], regex(row.theirs)) for row in family.rows if "*" in row.theirs]
+    for key in keys:
+        names = {key, family.prefix + key}
+        names |= {name.rpartition(".")[0] for name in names}
+        for stack, pattern in rows:
+            match = next((m for m in map(pattern.fullmatch, names) if m), None)
+            if match is not None:
+                found[stack] = max(found.get(stack, 0), int(match[1]) + 1)
+                break
+    said = {"encoder": shape.layers, "decoder": shape.decoder_layers or shape.layers}
+    for stack, count in found.items():
+        if count != said[stack]:
+            raise ConfigProblem(
+                f"{said[stack]:,} {stack} layers, but the weights have {count:,} (0 to {count - 1:,})"
+            )
+
+
+def choose_heads(
+    family: Family,
+    config: Mapping[str, Any],
+    wanted: Mapping[str, HeadSpec] | None,
+    keys: Collection[str],
+) -> tuple[dict[str, HeadSpec], set[str]]:
+    """The heads to build, and those of them whose weights may be missing: asked for, and not said to be there."""
+    shape = family.shape(config)
+    words = HEADS.validate_python((config.get("nalanda") or {}).get("heads") or {})
+    present = words or {head.name: head.spec(shape, config) for head in _present(family, config, keys)}
+    if wanted is None:
+        return present, set()
+    chosen: dict[str, HeadSpec] = {}
+    new: set[str] = set()
+    for name, asked in wanted.items():
+        head = family.head(name, asked.kind)
+        if name in present and present[name].kind == asked.kind:
+            spec = present[name]
+        else:
+            spec = asked if head is None else head.spec(shape, config)
+        update = {
+            key: getattr(asked, key)
+            for key in ("classes", "dropout", "normalize")
+            if hasattr(asked, key) and hasattr(spec, key)
+        }
+        chosen[name] = spec.model_copy(update=update)
+        same = [p for p in present.values() if p.kind == asked.kind]
+        if not any(getattr(p, "classes", None) == getattr(chosen[name], "classes", None) for p in same):
+            new.add(name)
+    return chosen, new
+
+
+def _present(family: Family, config: Mapping[str, Any], keys: Collection[str]) -> list[Head]:
+    """The heads that the checkpoint's architecture names; without a known one, those whose weights are there."""
+    by_name = {head.name: head for head in family.heads}
+    named = config.get("architectures") or []
+    for architecture in named if isinstance(named, list) else []:
+        if architecture in family.architectures:
+            return [by_name[name] for name in family.architectures[architecture]]
+    found = [
+        head
+        for head in family.heads
+        if head.rows and all(_has(row.theirs, keys, family) for row in head.rows)
+    ]
+    if not named and "tokens" in by_name and by_name["tokens"] not in found and _writes(family, config):
+        found.append(by_name["tokens"])
+    return found[:1] if len({head.kind for head in found}) < len(found) else found
+
+
+def _writes(family: Family, config: Mapping[str, Any]) -> bool:
+    """Whether it is a decoder with tied embeddings: then its token head has no weights of its own."""
+    shape: Shape = family.shape(config)
+    return shape.kind != "encoder" and shape.tie_embeddings
+
+
+def _has(pattern: str, keys: Collection[str], family: Family) -> bool:
+    theirs = regex(pattern)
+    return any(
+        theirs.fullmatch(name)
+        for key in keys
+        for full in (key, family.prefix + key)
+        for name in (full, full.rpartition(".")[0])
+    )

@@ -1,0 +1,196 @@
+"""From a checkpoint to a model: all is checked before memory is taken, then each tensor is read once into its place.
+
+model = build_empty(spec, heads)                          # shapes only, on torch's meta device
+fill(model, sources(family, model), weights, Policy(...), torch.float32)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from nalanda.base.errors import RunError
+from nalanda.models.family import Family
+from nalanda.models.rows import Source, fused_sizes, parts, regex
+from nalanda.models.weights import Weights
+from nalanda.nn.heads import build_head
+from nalanda.nn.model import Model
+from nalanda.nn.spec import HeadSpec, Spec
+
+_LEGACY = {".gamma": ".weight", ".beta": ".bias"}
+"""What TensorFlow called a norm's weight and bias; early BERT checkpoints still do."""
+
+
+def _silent(text: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What may differ between checkpoint and model. `new`: heads that are initialized where they are missing."""
+
+    new: Collection[str] = ()
+    ignore: Sequence[str] = ()
+    note: Callable[[str], None] = _silent
+    family: Family | None = None
+
+
+def build_empty(spec: Spec, heads: Mapping[str, HeadSpec]) -> Model:
+    """The model without memory for its weights. Raises ValueError for sizes that no machine can count."""
+    try:
+        with torch.device("meta"):
+            return Model(spec, heads)
+    except RuntimeError as error:
+        raise ValueError(f"the sizes are too large: {str(error).splitlines()[0]}") from None
+
+
+def fill(
+    model: Model, found: Mapping[str, Source], weights: Weights, policy: Policy, dtype: torch.dtype
+) -> Model:
+    """Gives every parameter its memory and reads it; returns the model in evaluation mode.
+
+    Raises RunError naming file and key for what is missing, of another shape, or left over.
+    """
+    index, tied = _index(weights.keys(), policy.family), model.tied()
+    missing = _check(model, found, weights, index, policy)
+    _check_left_over(weights, index, found, missing, policy)
+    empty = model.state_dict(keep_vars=True)
+    for name, source in found.items():
+        real = torch.empty(
+            empty[name].shape, dtype=dtype if empty[name].is_floating_point() else empty[name].dtype
+        )
+        if name not in missing:
+            for key, view in parts(real, source, fused_sizes(model, name)):
+                weights.read(index[key], out=view)
+        _put(model, name, real)
+    for name, stored in tied.items():
+        _put(model, name, model.get_parameter(stored))
+    _initialize(model, missing, found)
+    if missing:
+        heads = sorted({found[name].head for name in missing})
+        policy.note(
+            f"{weights.origin}: no weights for {_list(sorted(missing))}; "
+            f"head{'s' * (len(heads) > 1)} {', '.join(heads)} start{'s' * (len(heads) == 1)} from random ones"
+        )
+    return model.eval()
+
+
+def _index(keys: Collection[str], family: Family | None) -> dict[str, str]:
+    """The names that rows may use for each stored key: with the family's prefix, with today's names of norms."""
+    index: dict[str, str] = {}
+    for key in keys:
+        name = next((key.removesuffix(old) + new for old, new in _LEGACY.items() if key.endswith(old)), key)
+        index[name] = key
+        if family is not None and family.prefix and not name.startswith(family.prefix):
+            index.setdefault(family.prefix + name, key)
+    return index
+
+
+def _check(
+    model: Model, found: Mapping[str, Source], weights: Weights, index: Mapping[str, str], policy: Policy
+) -> set[str]:
+    """The parameters of new heads that are to be initialized. Raises RunError for anything else amiss."""
+    new: set[str] = set()
+    missing: list[str] = []
+    empty = model.state_dict(keep_vars=True)
+    for name, source in found.items():
+        for key, view in parts(empty[name], source, fused_sizes(model, name)):
+            fits = key in index and tuple(weights.shape(index[key])) == tuple(view.shape)
+            if not fits and source.head in policy.new:
+                new.add(name)
+            elif key not in index:
+                missing.append(key)
+            elif not fits:
+                raise RunError(
+                    f"{weights.place(index[key])} has shape {tuple(weights.shape(index[key]))}, the config says "
+                    f"{tuple(view.shape)}"
+                )
+    if missing:
+        raise RunError(f"{weights.origin}: weight '{missing[0]}' is missing{_more(missing)}")
+    return new
+
+
+def _check_left_over(
+    weights: Weights,
+    index: Mapping[str, str],
+    found: Mapping[str, Source],
+    missing: Collection[str],
+    policy: Policy,
+) -> None:
+    """Every stored tensor has a place, repeats one that has, or says nothing; else RunError."""
+    used = {index[key] for name, source in found.items() if name not in missing for key in source.keys}
+    family, names = policy.family, {stored: name for name, stored in index.items()}
+    dropped: list[str] = []
+    for key in weights.keys():  # noqa: SIM118 (a Weights is no mapping)
+        name = names[key]
+        if key in used or any(fnmatchcase(name, pattern) for pattern in policy.ignore):
+            continue
+        if family is not None:
+            if any(fnmatchcase(name, pattern) for pattern in family.derived):
+                continue
+            if (original := index.get(_alias(family, name))) is not None and original in used:
+                _check_same(weights, key, original)
+                continue
+            if _of_a_head(family, name):
+                dropped.append(key)
+                continue
+        raise RunError(
+            f"{weights.place(key)} has no place in the model that the config describes; if that is right, "
+            "name it in 'ignore'"
+        )
+    if dropped:
+        policy.note(f"{weights.origin}: {_list(dropped)} left out: weights of heads that are not used here")
+
+
+def _alias(family: Family, name: str) -> str:
+    if name in family.aliases:
+        return family.aliases[name]
+    return family.aliases.get(name.removeprefix(family.prefix), name)
+
+
+def _check_same(weights: Weights, key: str, original: str) -> None:
+    if not torch.equal(weights.read(key), weights.read(original)):
+        raise RunError(
+            f"{weights.place(key)} differs from '{original}', though the config says that they are one "
+            "(tie_word_embeddings)"
+        )
+
+
+def _of_a_head(family: Family, name: str) -> bool:
+    return any(
+        regex(row.theirs).fullmatch(part)
+        for head in family.heads
+        for row in head.rows
+        for part in (name, name.rpartition(".")[0])
+    )
+
+
+def _put(model: Model, name: str, value: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+    else:
+        owner._buffers[leaf] = value
+
+
+@torch.no_grad()
+def _initialize(model: Model, missing: Collection[str], found: Mapping[str, Source]) -> None:
+    """Draws what is missing of new heads, from torch's global generator."""
+    for head in sorted({found[name].head for name in missing}):
+        fresh = build_head(model.head_specs[head], model.spec, model.transformer.tokens).state_dict()
+        for name, value in model.heads[head].state_dict(keep_vars=True).items():
+            if f"heads.{head}.{name}" in missing:
+                value.copy_(fresh[name])
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:3]) + _more(names[2:])
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
