@@ -52,10 +52,12 @@ class _Metadata:
         if value is None:
             return None
         if kind is float and type(value) in (int, float):
+            if not math.isfinite(value):
+                raise self.error(key, f"{value} is no number to reckon with")
             return short(float(value))
         if type(value) is not kind:
             raise self.error(key, f"{str(value)[:60]!r} is no {kind.__name__}")
-        if kind is int and not 0 <= value < 2**31:
+        if isinstance(value, int) and not 0 <= value < 2**31:
             raise self.error(key, f"{value} is out of range")
         return value
 
@@ -109,6 +111,8 @@ def _read_numbers(family: Family, metadata: _Metadata, header: Header) -> Config
             value = family.defaults.get(row.theirs[0])
             if row.kind is int and value is None:
                 raise metadata.error(row.gguf, "missing; convert the model again")
+        if value == 0 and row.gguf != "attention.sliding_window":
+            raise metadata.error(row.gguf, "0, which no model has")
         config[row.theirs[0]] = value
     _check_counts(family, metadata, header)
     return config
@@ -224,6 +228,11 @@ def write_config(config: Mapping[str, Any], path: Path) -> tuple[Family, dict[st
         metadata |= _write_gemma(family, full, path)
     if family.model_type == "mistral" and full["sliding_window"]:
         metadata["llama.attention.sliding_window"] = int(full["sliding_window"])
+    if (
+        family.model_type == "olmoe"
+        and metadata["olmoe.attention.head_count_kv"] != full["num_attention_heads"]
+    ):
+        raise _no_place(path, "num_key_value_heads", full["num_key_value_heads"], full["num_attention_heads"])
     if family.model_type == "smollm3":
         layers = full["num_hidden_layers"]
         if (given := full.get("no_rope_layers", _no_rope(layers))) != _no_rope(layers):
@@ -254,7 +263,7 @@ def _number(row: Number, config: Mapping[str, Any], family: Family, path: Path) 
         if family.defaults[row.theirs[0]] is not None:
             raise _no_place(path, row.theirs[0], None, family.defaults[row.theirs[0]])
         return None
-    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         raise RunError(f"{path}: config.json has {row.theirs[0]} {value!r}, which is no {row.kind.__name__}")
     return row.kind(value)
 

@@ -6,6 +6,8 @@ write_gguf(path, config, [Entry("model.embed_tokens.weight", (49152, 576), torch
 `config` and the entries' names are a Hugging Face checkpoint's; `tokenizer` is the `tokenizer.*` metadata. The file
 appears whole or not at all, and one tensor at a time is in memory. As in llama.cpp, vectors, the experts' router and
 learned positions stay F32, and in a q8_0 file a matrix whose rows are no whole blocks of 32 becomes F16.
+
+A Mistral's window is written, and read again here; llama.cpp takes the model for a Llama and looks at all places.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ _ALWAYS_F32 = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight")
 # In old checkpoints: masks and frequencies, which every model computes for itself.
 _IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 _U32, _I32, _F32, _U64 = 4, 5, 6, 10
+_UNUSED = 5  # the type of a token that no text gives
 
 
 @dataclass
@@ -83,7 +86,7 @@ def write_gguf(
         "general.file_type": _FORMATS[quantization][1],
         "general.quantization_version": 2,
         **numbers,
-        **tokenizer,
+        **_padded(path, tokenizer, numbers[f"{family.architecture}.vocab_size"]),
     }
     head = int(numbers.get(f"{family.architecture}.attention.key_length", 0))
     with atomic_writer(path, "wb") as file:
@@ -93,6 +96,24 @@ def write_gguf(
             for _, entry in sorted(part.entries.items()):
                 _write(file, path, part, entry, head)
         _pad(file)
+
+
+def _padded(path: Path, tokenizer: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """The tokenizer's metadata, with a token for each row of the embeddings: llama.cpp wants as many."""
+    full = dict(tokenizer)
+    count = len(full.get("tokenizer.ggml.tokens", ()))
+    if count > rows:
+        raise RunError(f"{path}: the tokenizer has {count} tokens, config.json a vocab_size of {rows}")
+    if 0 < count < rows:
+        missing = rows - count
+        full["tokenizer.ggml.tokens"] = [
+            *full["tokenizer.ggml.tokens"],
+            *(f"[PAD{n}]" for n in range(count, rows)),
+        ]
+        for key, filling in (("tokenizer.ggml.scores", -1000.0), ("tokenizer.ggml.token_type", _UNUSED)):
+            if key in full:
+                full[key] = [*full[key], *[filling] * missing]
+    return full
 
 
 def _constant(name: str, table: Tensor) -> Entry:

@@ -99,7 +99,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
         "transformers ignores the pattern of windows",
     ),
     "olmo2": ("olmo2", _SMALL, _UNKNOWN),
-    "olmoe": ("olmoe", {**_SMALL, "num_experts": 4, "num_experts_per_tok": 2}, _UNKNOWN),
+    "olmoe": (
+        "olmoe",
+        {**_SMALL, "num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2},
+        _UNKNOWN,
+    ),
     "smollm3": ("smollm3", {**_SMALL, "num_hidden_layers": 5}, _UNKNOWN),
     "gpt2": (
         "gpt2",

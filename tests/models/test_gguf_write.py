@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from nalanda.base.errors import RunError
@@ -136,7 +140,12 @@ def test_metadata_is_read_by_others(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write(path, "llama", "q8_0", rope_scaling={"rope_type": "linear", "factor": 2.0}, rope_theta=5e5)
     fields = {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
-    assert {key: fields[key] for key in TOKENIZER} == TOKENIZER
+    lists = {key for key, value in TOKENIZER.items() if isinstance(value, list)}
+    assert {key: fields[key][:3] if key in lists else fields[key] for key in TOKENIZER} == TOKENIZER
+    # llama.cpp wants a token for each row of the embeddings.
+    assert {key: len(fields[key]) for key in lists} == dict.fromkeys(lists, 40)
+    assert fields["tokenizer.ggml.tokens"][-1] == "[PAD39]"
+    assert fields["tokenizer.ggml.token_type"][-1] == gguf.TokenType.UNUSED
     expected = {
         "general.architecture": "llama",
         "general.file_type": 7,
@@ -226,6 +235,8 @@ def test_bad_weights(tmp_path: Path) -> None:
         RunError, match=r"'model\.embed_tokens\.weight': a value is NaN, infinite or too large for F16"
     ):
         write_gguf(path, CONFIG["llama"], entries(values), {}, "f16")
+    with pytest.raises(RunError, match=r"41 tokens, .* a vocab_size of 40"):
+        write_gguf(path, CONFIG["llama"], entries(values), {"tokenizer.ggml.tokens": ["a"] * 41}, "f32")
     with pytest.raises(RunError, match=r"key 'tokenizer\.x'.* cannot be written"):
         write_gguf(path, CONFIG["llama"], entries(values), {"tokenizer.x": [1, "a"]}, "f32")
     assert list(tmp_path.iterdir()) == []
@@ -300,6 +311,62 @@ def test_files_that_do_not_fit_their_config(tmp_path: Path) -> None:
         RunError, match=r"e\.gguf: tensor 'blk\.0\.attn_q\.weight' has 63 rows, no whole heads of 32"
     ):
         open_gguf(edited(lambda name, data: [(name, data[:63] if name == "blk.0.attn_q.weight" else data)]))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_damage_is_a_run_error_or_a_readable_model(tmp_path: Path, data: st.DataObject) -> None:
+    good, bad = tmp_path / "good.gguf", tmp_path / "bad.gguf"
+    if not good.exists():
+        write(good, "qwen3_moe", "q8_0", rope_scaling={"rope_type": "yarn", "factor": 2.0})
+    raw = bytearray(good.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, 4000))] = data.draw(st.sampled_from([0, 1, 2, 7, 64, 127, 128, 255]))
+    bad.write_bytes(raw)
+    with contextlib.suppress(RunError), open_gguf(bad) as opened:
+        for key in list(opened.weights.keys()):
+            opened.weights.read(key)
+
+
+def test_memory_is_a_piece_of_a_tensor(tmp_path: Path) -> None:
+    """32 MB of F16 become float32 in place with a few MB beside; on the way out as well."""
+    config = {**CONFIG["llama"], "vocab_size": 2**18}
+    table = torch.randn(2**18, 64)
+    values = {**tensors(CONFIG["llama"]), "model.embed_tokens.weight": table}
+    path = tmp_path / "m.gguf"
+    tracemalloc.start()
+    write_gguf(path, config, entries(values), {}, "f16")
+    with open_gguf(path) as opened:
+        out = torch.empty_like(table)
+        opened.weights.read("model.embed_tokens.weight", out)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * 2**20
+    assert torch.equal(out, table.half().float())
+
+
+@pytest.mark.parametrize("quantization", ["f16", "q8_0"])
+def test_llama_cpp_agrees(quantization: Any, tmp_path: Path) -> None:
+    """llama.cpp, where it is installed, computes what transformers computes from our reader's weights."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    transformers = pytest.importorskip("transformers")
+    path = tmp_path / "m.gguf"
+    config = CONFIG["llama"]
+    values = {key: value / 8 for key, value in tensors(config).items()}
+    write_gguf(path, config, entries(values), {"tokenizer.ggml.model": "no_vocab"}, quantization)
+    ids = [1, 5, 9, 20, 3, 7, 39, 11]
+    theirs = llama_cpp.Llama(str(path), n_ctx=32, logits_all=True, verbose=False, n_threads=1)
+    theirs.eval(ids)
+    with open_gguf(path) as opened:
+        model = transformers.AutoModelForCausalLM.from_config(
+            transformers.LlamaConfig(**opened.config)
+        ).eval()
+        model.load_state_dict({key: opened.weights.read(key) for key in values}, strict=False)
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0]
+    # Its cache is in half precision, and its products with Q8_0 are in whole numbers.
+    limit = {"f16": 1e-3, "q8_0": 2e-2}[quantization] * expected.abs().max().item()
+    torch.testing.assert_close(torch.tensor(theirs.scores[: len(ids)]), expected, rtol=0, atol=limit)
 
 
 def test_file_cut_short_after_opening(tmp_path: Path) -> None:
