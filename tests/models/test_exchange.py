@@ -82,7 +82,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="truncated, or not a safetensors file"):
         load_model(folder, verify=False)
     weights.unlink()
-    with pytest.raises(RunError, match="model.*safetensors"):
+    with pytest.raises(RunError, match=r"model.*safetensors"):
         load_model(folder, verify=False)
 
 
