@@ -51,6 +51,7 @@
       node.tabIndex = index === 0 ? 0 : -1;
       node.addEventListener("focus", () => nodes.forEach((other) => { other.tabIndex = other === node ? 0 : -1; }));
       node.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" && node.tagName === "TD") node.click();
         const next = nodes[step(event.key, index)];
         if (!next) return;
         event.preventDefault();
@@ -84,7 +85,6 @@
     return found.means[layer];
   }
   const weight = (byte) => (byte / 255) ** 2;
-
   const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--hue-0").match(/[0-9a-f]{2}/gi)
     .map((two) => Number.parseInt(two, 16)); // the theme's first hue, written #rrggbb in report.css
   function paint(canvas, map, height, width, rgb) {

@@ -8,21 +8,26 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from nalanda.base.errors import DataError
-from nalanda.base.io import write_text
+from nalanda.base.io import read_json, write_text
 from nalanda.evaluate.inspect_page import page
 from nalanda.evaluate.inspection import Limits, Reading, inspect
-from nalanda.generate.decode import generate
-from nalanda.generate.options import DecodeConfig
+from nalanda.nn.cache import Cache
 from nalanda.nn.model import Model
-from nalanda.stages.use import load, source_ids
+from nalanda.stages.pipeline import model_folder
+from nalanda.stages.use import load
 from nalanda.text.language import Language
 from nalanda.text.normalize import nfc
-from nalanda.tokenizer.tokenizer import Tokenizer
+from nalanda.tokenizer.tokenizer import ROLES, Tokenizer
 
 OUTPUT_LENGTH = 40
 """Tokens that an encoder-decoder writes at most, where no target is given."""
+TAGGED_SOURCES = ("nalanda", "marian")
+"""Styles of language tags where the source names the language to write; in others the target begins with it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,14 @@ class Asked:
     limits: Limits = field(default_factory=Limits)
 
 
+@dataclass(frozen=True)
+class Starts:
+    """What a decoder beside an encoder starts with, by generation_config.json or config.json; None: not said."""
+
+    start: int | None = None
+    forced: int | None = None
+
+
 def write(place: Path, asked: Asked, out: Path) -> list[str]:
     """Writes the page to `out`; returns what is to be said beside it (layers left out, heads missing).
 
@@ -46,30 +59,40 @@ def write(place: Path, asked: Asked, out: Path) -> list[str]:
         raise DataError("--text is empty: give the model something to read")
     model, tokenizer = load(place)
     model.eval()
-    inspection = inspect(model, tokenizer, read(model, tokenizer, asked), asked.limits)
+    reading = read(model, tokenizer, asked, starts(model_folder(place)))
+    inspection = inspect(model, tokenizer, reading, asked.limits)
     write_text(out, page(inspection, str(place), facts(model), asked.text))
     return inspection.notes
 
 
-def read(model: Model, tokenizer: Tokenizer, asked: Asked) -> Reading:
+def starts(folder: Path) -> Starts:
+    """What the model's files say of how its decoder is started."""
+    found: dict[str, Any] = {}
+    for name in ("config.json", "generation_config.json"):
+        values = read_json(folder / name) if (folder / name).is_file() else {}
+        found |= {key: value for key, value in values.items() if isinstance(value, int)}
+    return Starts(found.get("decoder_start_token_id"), found.get("forced_bos_token_id"))
+
+
+def read(model: Model, tokenizer: Tokenizer, asked: Asked, begin: Starts = Starts()) -> Reading:
     """The ids that a model of this kind reads for a text, with those it writes itself where it is asked to.
 
-    encoder            [BOS] text [EOS]
-    decoder            [BOS] text + what it generates
-    encoder-decoder    [TAG] text [EOS]  ->  [BOS] the target, or its own greedy output
+    encoder            [BOS] text [EOS], or what its tokenizer says: [CLS] text [SEP]
+    decoder            [BOS] text, or what its tokenizer says, and what it generates
+    encoder-decoder    see `_source` and `_target_start`, and the target, or its own greedy output
     """
     both = model.transformer.both
     _check_options(asked, both, bool(model.spec.decoder))
-    text = nfc(asked.text)
     if both:
-        return _read_pair(model, tokenizer, asked)
-    ids = tokenizer.encode(text)
+        return _read_pair(model, tokenizer, asked, begin)
+    ids = tokenizer.encode(nfc(asked.text))
+    prefix, suffix = tokenizer.affixes
+    if tokenizer.roles == ROLES:  # one of ours leaves to the use what stands around a text
+        prefix, suffix = [tokenizer.bos], [tokenizer.eos]
     if not model.spec.decoder:
-        return Reading((tokenizer.bos, *ids, tokenizer.eos))
-    prompt = [tokenizer.bos, *ids]
-    if asked.generate is None:
-        return Reading(tuple(prompt))
-    return _continued(model, tokenizer, prompt, prompt, asked.generate)
+        return Reading((*prefix, *ids, *suffix))
+    reading = Reading((*prefix, *ids))
+    return reading if asked.generate is None else written_on(model, tokenizer, reading, asked.generate)
 
 
 def _check_options(asked: Asked, both: bool, decoder: bool) -> None:
@@ -82,38 +105,76 @@ def _check_options(asked: Asked, both: bool, decoder: bool) -> None:
         raise DataError("--generate and --target: the model writes, or reads what you give; choose one")
 
 
-def _read_pair(model: Model, tokenizer: Tokenizer, asked: Asked) -> Reading:
-    source = _source(tokenizer, asked)
-    start = [tokenizer.bos]
+def _read_pair(model: Model, tokenizer: Tokenizer, asked: Asked, begin: Starts) -> Reading:
+    tag = _tag(tokenizer, asked, begin)
+    source = tuple(_source(tokenizer, asked, tag))
+    start = tuple(_target_start(tokenizer, begin, tag))
     if asked.target is None:
-        return _continued(model, tokenizer, source, start, asked.generate or OUTPUT_LENGTH, tuple(source))
+        return written_on(model, tokenizer, Reading(start, source), asked.generate or OUTPUT_LENGTH)
     if not asked.target.strip():
         raise DataError("--target is empty: give a text, or leave it out to see what the model writes")
-    target = tokenizer.encode(nfc(asked.target))
-    return Reading((*start, *target), tuple(source), after=tokenizer.eos)
+    return Reading((*start, *tokenizer.encode(nfc(asked.target))), source, after=tokenizer.eos)
 
 
-def _source(tokenizer: Tokenizer, asked: Asked) -> list[int]:
-    if not asked.to and tokenizer.languages:
-        known = ", ".join(tokenizer.languages)
-        raise DataError(f"--to: name the language that this model is to write; it knows {known}")
-    if not asked.to:
-        return [*tokenizer.encode(nfc(asked.text.strip())), tokenizer.eos]
-    return source_ids(tokenizer, [asked.text], [Language.find(asked.to).code])[0]
+def _tag(tokenizer: Tokenizer, asked: Asked, begin: Starts) -> int | None:
+    """The token of the language to write; None for a model that is told none."""
+    if asked.to:
+        known = asked.to in tokenizer.languages
+        return tokenizer.language(asked.to if known else Language.find(asked.to).code)
+    if tokenizer.languages and begin.forced is None:
+        known_codes = ", ".join(tokenizer.languages)
+        raise DataError(f"--to: name the language that this model is to write; it knows {known_codes}")
+    return None
 
 
-def _continued(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompt: list[int],
-    start: list[int],
-    count: int,
-    source: tuple[int, ...] = (),
-) -> Reading:
-    """`start` and up to `count` tokens that the model, given `prompt`, writes after it, each the likeliest."""
-    written = generate(model, [prompt], tokenizer, DecodeConfig(kind="greedy", max_length=count))[0]
-    after = tokenizer.eos if written.finish == "eos" else None
-    return Reading((*start, *written.ids), source, generated=len(written.ids), after=after)
+def _source(tokenizer: Tokenizer, asked: Asked, tag: int | None) -> list[int]:
+    """[TAG] text [EOS] for models whose source names the language to write, else what the tokenizer says."""
+    prefix, suffix = tokenizer.affixes
+    if tokenizer.roles == ROLES:
+        suffix = [tokenizer.eos]
+    first = [tag] if tag is not None and tokenizer.tag_style in TAGGED_SOURCES else []
+    return [*prefix, *first, *tokenizer.encode(nfc(asked.text.strip())), *suffix]
+
+
+def _target_start(tokenizer: Tokenizer, begin: Starts, tag: int | None) -> list[int]:
+    """What the model's files say, else [BOS]; then the language to write, for models whose target names it."""
+    first = tokenizer.bos if begin.start is None else begin.start
+    if tag is not None and tokenizer.tag_style not in TAGGED_SOURCES:
+        languages = {tokenizer.language(code) for code in tokenizer.languages}
+        return [tag] if first in languages else [first, tag]
+    return [first] if begin.forced is None else [first, begin.forced]
+
+
+def written_on(model: Model, tokenizer: Tokenizer, reading: Reading, count: int) -> Reading:
+    """`reading` with up to `count` tokens more, each the likeliest, until EOS or the end of the model's positions.
+
+    As in `nalanda generate`, special tokens are not written. (Its engine starts a decoder with BOS alone.)
+    Raises DataError where there is no head to write with.
+    """
+    if "tokens" not in model.heads:
+        raise DataError(
+            "this model has no head over the vocabulary, so it cannot write; leave --generate out"
+        )
+    limit = model.spec.decoder_position.limit
+    room = count if limit is None else min(count, limit - len(reading.stream))
+    ids, after = list(reading.stream), None
+    batch = {"ids": torch.tensor([ids])}
+    if reading.source:
+        batch["source_ids"] = torch.tensor([reading.source])
+    cache = Cache(len(ids) + max(room, 1))
+    forbidden = sorted(i for i in tokenizer.special_ids - {tokenizer.eos} if i < model.spec.vocabulary)
+    with torch.inference_mode():
+        for _ in range(room):
+            hidden_BTD = model(batch, cache=cache).hidden_BTD
+            logits_V = model.logits(hidden_BTD[0, -1])
+            logits_V[forbidden] = -torch.inf
+            best = int(logits_V.argmax())
+            if best == tokenizer.eos:
+                after = best
+                break
+            ids.append(best)
+            batch = {"ids": torch.tensor([[best]])}
+    return Reading(tuple(ids), reading.source, len(ids) - len(reading.stream), after)
 
 
 def layer_numbers(words: str) -> tuple[int, ...] | None:

@@ -68,8 +68,8 @@ def test_a_decoder_reads_on_what_it_writes(tokenizer: Tokenizer) -> None:
     model = build("decoder", tokenizer.vocabulary)
     prompt = (tokenizer.bos, *tokenizer.encode("the moon"))
     assert read(model, tokenizer, Asked("the moon")).stream == prompt
-    longer = read(model, tokenizer, Asked("the moon", generate=4))
-    written = generate(model, [prompt], tokenizer, DecodeConfig(kind="greedy", max_length=4))[0]
+    longer = read(model, tokenizer, Asked("the moon", generate=9))
+    written = generate(model, [prompt], tokenizer, DecodeConfig(kind="greedy", max_length=9))[0]
     assert longer.stream == (*prompt, *written.ids)
     assert longer.generated == len(written.ids)
     assert longer.after == (tokenizer.eos if written.finish == "eos" else None)
