@@ -12,6 +12,7 @@ and in an encoder-decoder it is the decoder's input while `source_ids` is the en
     source_ids, source_segments, source_positions   B x S   the encoder's stream; a decoder segment k attends to
                                                     source segment k of the same row
     token_types B x T int32  sentence A or B (BERT)
+    prefix   B x T  bool     a decoder's places that all of their segment see, earlier ones too (prefix-LM)
     labels   B      int64    sequence-level target;  label_weight B f32
     sample_ids B    int64    stable id of the first sample of each row, for reports and noise
 """
@@ -34,11 +35,12 @@ DTYPES: dict[str, torch.dtype] = {
     "source_segments": torch.int32,
     "source_positions": torch.int32,
     "token_types": torch.int32,
+    "prefix": torch.bool,
     "labels": torch.int64,
     "label_weight": torch.float32,
     "sample_ids": torch.int64,
 }
-_STREAM = ("ids", "segments", "positions", "targets", "target_weight", "token_types")
+_STREAM = ("ids", "segments", "positions", "targets", "target_weight", "token_types", "prefix")
 _SOURCE = ("source_ids", "source_segments", "source_positions")
 _ROW = ("labels", "label_weight", "sample_ids")
 
@@ -55,6 +57,7 @@ class Batch(TypedDict, total=False):
     source_segments: Tensor
     source_positions: Tensor
     token_types: Tensor
+    prefix: Tensor
     labels: Tensor
     label_weight: Tensor
     sample_ids: Tensor

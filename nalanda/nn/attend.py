@@ -10,10 +10,16 @@ that a head can look at nothing (Xiao et al. 2023; gpt-oss 2025). Soft-capping b
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
+from nalanda.nn.dropout import drop
 from nalanda.nn.mask import AttentionMask
 
 
@@ -28,7 +34,10 @@ def attend(
     sinks_H: Tensor | None = None,
 ) -> Tensor:
     """softmax(score) v, B x H x T x K; softmax in fp32. A query that may see nothing gets zeros."""
-    if softcap is not None or sinks_H is not None:
+    if mask.backend == "flex" and not dropout:
+        return _flex(q_BHTK, k_BGSK, v_BGSK, mask, scale, softcap, sinks_H)
+    mask = mask.dense(q_BHTK.dtype)
+    if mask.backend == "manual" or softcap is not None or sinks_H is not None:
         return _manual(q_BHTK, k_BGSK, v_BGSK, mask, scale, dropout, softcap, sinks_H)
     return F.scaled_dot_product_attention(
         q_BHTK,
@@ -54,7 +63,9 @@ def attention_map(
 
     A row sums to 1, with sinks to less: the rest went to the sink.
     """
-    return _weights(q_BHTK.float(), k_BGSK.float(), mask, scale, softcap, sinks_H)[..., : k_BGSK.shape[2]]
+    wide = _wide(q_BHTK.dtype)
+    mask = mask.dense(wide)
+    return _weights(q_BHTK.to(wide), k_BGSK.to(wide), mask, scale, softcap, sinks_H)[..., : k_BGSK.shape[2]]
 
 
 def _manual(
@@ -68,7 +79,7 @@ def _manual(
     sinks_H: Tensor | None,
 ) -> Tensor:
     weights_BHTS = _weights(q_BHTK, k_BGSK, mask, scale, softcap, sinks_H)[..., : k_BGSK.shape[2]]
-    weights_BHTS = F.dropout(weights_BHTS.to(v_BGSK.dtype), dropout)
+    weights_BHTS = drop(weights_BHTS.to(v_BGSK.dtype), dropout)
     x_BGRK = weights_BHTS.reshape(v_BGSK.shape[0], v_BGSK.shape[1], -1, v_BGSK.shape[2]) @ v_BGSK
     return x_BGRK.view(*q_BHTK.shape[:3], v_BGSK.shape[3])
 
@@ -81,15 +92,15 @@ def _weights(
     softcap: float | None,
     sinks_H: Tensor | None,
 ) -> Tensor:
-    """B x H x T x S fp32; with sinks S + 1, the last column being what the sink takes."""
+    """B x H x T x S; with sinks S + 1, the last column being what the sink takes."""
     rows, heads, width, dim = q_BHTK.shape
     grouped = (q_BHTK * scale).reshape(
         rows, k_BGSK.shape[1], -1, dim
     )  # the heads of a group share one product
     score = (grouped @ k_BGSK.transpose(-1, -2)).view(rows, heads, width, k_BGSK.shape[2])
-    score = score.to(torch.promote_types(score.dtype, torch.float32))
     if softcap is not None:
-        score = softcap * torch.tanh(score / softcap)
+        # In fp32: rounding after each of three steps would cost bf16 scores another bit.
+        score = softcap * torch.tanh(score.to(_wide(score.dtype)) / softcap)
     if mask.causal:
         score = score.masked_fill(torch.ones_like(score[0, 0], dtype=torch.bool).triu(1), -torch.inf)
     if mask.bias is not None:
@@ -97,5 +108,52 @@ def _weights(
     if sinks_H is not None:
         sink = sinks_H.to(score.dtype)[None, :, None, None].expand(rows, heads, width, 1)
         return torch.cat([score, sink], dim=-1).softmax(-1)
-    # Where a query may see nothing, softmax is 0 / 0 and so is its gradient.
-    return torch._safe_softmax(score, -1)
+    if mask.blind and mask.bias is not None:
+        # Where nothing may be seen, softmax is 0 / 0, and so is its gradient; looking for that takes its time.
+        return torch._safe_softmax(score, -1)
+    return score.softmax(-1)
+
+
+def _flex(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    mask: AttentionMask,
+    scale: float,
+    softcap: float | None,
+    sinks_H: Tensor | None,
+) -> Tensor:
+    learned = mask.learned
+
+    def change(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
+        if learned is not None:
+            score = score + learned[row if learned.shape[0] > 1 else 0, head, query, key]
+        return score
+
+    x_BHTK, aux = _flex_kernel(q_BHTK.device.type)(
+        q_BHTK,
+        k_BGSK,
+        v_BGSK,
+        score_mod=None if softcap is None and learned is None else change,
+        block_mask=mask.blocks,
+        scale=scale,
+        enable_gqa=q_BHTK.shape[1] != k_BGSK.shape[1],
+        return_aux=AuxRequest(lse=sinks_H is not None),
+    )
+    if sinks_H is None:
+        return x_BHTK
+    # A sink adds exp(sink) to the softmax's sum, exp(lse), and nothing to what is summed.
+    kept_BHT = torch.sigmoid(aux.lse - sinks_H.to(aux.lse.dtype)[:, None])
+    return x_BHTK * kept_BHT[..., None].to(x_BHTK.dtype)
+
+
+@functools.cache
+def _flex_kernel(device: str) -> Callable[..., Any]:
+    """Fused on a GPU, where a kernel is compiled for each pattern; elsewhere as torch spells it out, for tests."""
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -22,6 +22,15 @@ def dropout_cpu(x: Tensor, probability: float) -> Tensor:
     return x * keep.mul_(2**16 / (2**16 - dropped))
 
 
+def drop(x: Tensor, probability: float) -> Tensor:
+    """Zeroes each number with `probability` and scales the rest, in the way that is fastest where `x` lies."""
+    if probability == 0.0:
+        return x
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return dropout_cpu(x, probability)
+    return F.dropout(x, probability)
+
+
 class Dropout(nn.Module):
     """While training, zeroes each number with `probability` and scales the rest to keep the mean."""
 
@@ -31,8 +40,4 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape out."""
-        if not self.training or self.probability == 0.0:
-            return x
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return dropout_cpu(x, self.probability)
-        return F.dropout(x, self.probability)
+        return drop(x, self.probability if self.training else 0.0)

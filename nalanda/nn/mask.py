@@ -1,38 +1,207 @@
-"""Who may see whom, worked out once per forward and shared by all layers.
+"""Who may see whom, and by which way attention is worked out: decided once per forward, shared by all layers.
 
-A place sees the places of its own segment (document) in its row; padding is segment 0 and sees padding, so that every
-row of scores has something to look at and padded rows stay finite. In a decoder it sees no later column. `None` for
-segments says: one document per row and no padding, and then most forwards need no mask at all.
+A place sees the places of its own segment (document) in its row; padding is segment 0 and sees padding, so that
+every row of scores has something to look at and padded rows stay finite. In a decoder it sees no later column, but
+for those of a prefix, which every place of their segment sees. A window w hides what is w or more places away, a
+prefix too. `None` for segments says: one document per row, no padding; then most forwards need no mask at all.
+
+backend   what it is good for                                                       where
+sdpa      torch's fused kernels; any mask as a bias, the causal order for free       anywhere
+manual    scores as one tensor: soft-capping, sinks; bf16 rows of some hundreds       CPU (figures: choose_backend)
+flex      blocks of scores that nobody may see are skipped; no B x T x S anywhere     GPU
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-
-@dataclass(frozen=True)
-class AttentionMask:
-    """What `attend` adds to the scores: `bias` (0 or -inf, or a learned bias; None: nothing), or the causal order."""
-
-    bias: Tensor | None = None
-    causal: bool = False
+Backend = Literal["sdpa", "manual", "flex"]
+MANUAL_PLAIN, MANUAL_MASKED = 256, 512  # keys that a bf16 CPU takes by hand without a mask and with one
+FLEX_FROM = 128  # places: the side of flex's blocks; below, there is nothing to skip
+FLEX_DIM = 16  # the smallest head that flex's kernels take
 
 
 @dataclass(frozen=True)
 class Places:
-    """One side of an attention: its segments (None: all one document) and positions, B x T (positions B or 1 x T)."""
+    """One side of an attention: its segments (None: all one document) and positions, B x T (positions B or 1 x T).
+
+    `prefix_BT` (bool) marks the places that are seen also by earlier ones.
+    """
 
     segments_BT: Tensor | None
     positions_BT: Tensor
+    prefix_BT: Tensor | None = None
 
     @property
     def length(self) -> int:
         """How many columns there are."""
         return self.positions_BT.shape[1]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The rule of one mask, as data. `query` is `key`, or (with a cache) describes its last columns."""
+
+    query: Places
+    key: Places
+    causal: bool = False
+    window: int | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is hidden from anyone."""
+        return self._segments() is None and not self.causal and self.window is None
+
+    @property
+    def triangle(self) -> bool:
+        """Whether the columns' order is all that hides."""
+        ordered = self.causal and self.query is self.key and self.key.prefix_BT is None
+        return ordered and self._segments() is None and self.window is None
+
+    def _segments(self) -> tuple[Tensor, Tensor] | None:
+        query, key = self.query.segments_BT, self.key.segments_BT
+        if query is None and key is None:
+            return None
+        query = torch.ones_like(self.query.positions_BT) if query is None else query
+        return query, torch.ones_like(self.key.positions_BT) if key is None else key
+
+    def sees(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether column `query` sees column `key` in `row`: index tensors of any shapes that broadcast."""
+        parts = []
+        segments = self._segments()
+        if segments is not None:
+            parts.append(_at(segments[0], row, query) == _at(segments[1], row, key))
+        if self.causal:
+            earlier = key <= query + (self.key.length - self.query.length)
+            prefix = self.key.prefix_BT
+            parts.append(earlier if prefix is None else earlier | _at(prefix, row, key))
+        if self.window is not None:
+            # Without a cache columns say the same as positions inside a segment, and are the same in all rows.
+            same = self.query is self.key
+            one = query if same else _at(self.query.positions_BT, row, query)
+            two = key if same else _at(self.key.positions_BT, row, key)
+            parts.append((two - one).abs() < self.window)
+        return functools.reduce(operator.and_, parts) if parts else (query >= 0) & (key >= 0)
+
+    @property
+    def rows(self) -> int:
+        """In how many rows the rule differs; 1 where all are alike."""
+        used = [*(self._segments() or ())]
+        if self.causal and self.key.prefix_BT is not None:
+            used.append(self.key.prefix_BT)
+        if self.window is not None and self.query is not self.key:
+            used += [self.query.positions_BT, self.key.positions_BT]
+        return max([1, *(tensor.shape[0] for tensor in used)])
+
+    def table(self) -> Tensor:
+        """(B or 1, 1, T, S): the rule as one tensor."""
+        device = self.key.positions_BT.device
+        row_B = torch.arange(self.rows, device=device)[:, None, None]
+        query_T, key_S = (torch.arange(side.length, device=device) for side in (self.query, self.key))
+        return self.sees(row_B, query_T[None, :, None], key_S[None, None])[:, None]
+
+    def blocks(self) -> BlockMask:
+        """The rule by blocks of scores, for flex."""
+
+        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return self.sees(row, query, key)
+
+        rows = self.rows
+        return create_block_mask(
+            sees,
+            None if rows == 1 else rows,
+            None,
+            self.query.length,
+            self.key.length,
+            device=self.key.positions_BT.device,
+        )
+
+
+def _at(values_BT: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    return values_BT[row, column] if values_BT.shape[0] > 1 else values_BT[0, column]
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """What `attend` goes by. Made by hand, it is a `bias` (0 or -inf, or a learned one) or the causal order.
+
+    `blind`: some query may see nothing. `sight` and `learned`, where `bias` is not made: what it would be made of.
+    """
+
+    bias: Tensor | None = None
+    causal: bool = False
+    backend: Backend = "sdpa"
+    blind: bool = True
+    sight: Sight | None = None
+    learned: Tensor | None = None
+    blocks: BlockMask | None = None
+
+    def dense(self, dtype: torch.dtype) -> AttentionMask:
+        """The same mask for whoever needs it as one tensor."""
+        if self.backend != "flex" or self.sight is None:
+            return self
+        return AttentionMask(_bias(self.sight, self.learned, dtype), backend="manual", blind=self.blind)
+
+
+class Needs(NamedTuple):
+    """What a stack's attentions ask of the way they are worked out."""
+
+    scores: bool = False  # soft-capping or sinks, which SDPA does not know
+    dropout: bool = False  # which flex does not know
+    dim: int = 64  # of the smallest head
+
+
+NOTHING = Needs()
+
+
+def choose_backend(sight: Sight, learned: Tensor | None, dtype: torch.dtype, needs: Needs) -> Backend:
+    """The way that was fastest, by benchmarks/results/2026-11-25_attention.md; GPU rules are by reasoning alone."""
+    width, length = sight.query.length, sight.key.length
+    device = sight.key.positions_BT.device.type
+    masked = learned is not None or not (sight.everything or sight.triangle)
+    fits = not needs.dropout and needs.dim >= FLEX_DIM and width >= FLEX_FROM
+    if device == "cuda" and fits and (masked or needs.scores):
+        return "flex"
+    if needs.scores:
+        return "manual"
+    if device == "cpu" and dtype == torch.bfloat16:
+        trained = learned is not None and learned.requires_grad
+        if width == 1 or trained or length <= (MANUAL_MASKED if masked else MANUAL_PLAIN):
+            return "manual"
+    return "sdpa"
+
+
+def build_mask(
+    sight: Sight, learned: Tensor | None, dtype: torch.dtype, needs: Needs, blind: bool
+) -> AttentionMask:
+    """The cheapest mask that says `sight`, for the way that `choose_backend` takes.
+
+    `learned` is a bias (B or 1, H, T, S) to add; `blind`: some query may see nothing.
+    """
+    backend = choose_backend(sight, learned, dtype, needs)
+    if backend == "flex":
+        blocks = None if sight.everything else sight.blocks()
+        return AttentionMask(backend=backend, blind=blind, sight=sight, learned=learned, blocks=blocks)
+    if backend == "sdpa" and learned is None and sight.triangle:
+        return AttentionMask(causal=True, blind=False)
+    return AttentionMask(_bias(sight, learned, dtype), backend=backend, blind=blind)
+
+
+def _bias(sight: Sight, learned: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if sight.everything:
+        return None if learned is None else learned.to(dtype)
+    allowed = sight.table()
+    hidden = torch.full((), -torch.inf, dtype=dtype, device=allowed.device)
+    shown = torch.zeros((), dtype=dtype, device=allowed.device) if learned is None else learned.to(dtype)
+    return torch.where(allowed, shown, hidden)
 
 
 def is_plain(segments_BT: Tensor | None) -> bool:
@@ -55,26 +224,6 @@ def positions_in_segments(segments_BT: Tensor) -> Tensor:
     return column_T - torch.where(starts_BT, column_T, 0).cummax(dim=1).values
 
 
-def _same_segment(query: Places, key: Places) -> Tensor | None:
-    if query.segments_BT is None and key.segments_BT is None:
-        return None
-    query_BT = query.segments_BT if query.segments_BT is not None else torch.ones_like(query.positions_BT)
-    key_BS = key.segments_BT if key.segments_BT is not None else torch.ones_like(key.positions_BT)
-    return query_BT[:, None, :, None] == key_BS[:, None, None, :]
-
-
-def _both(one: Tensor | None, two: Tensor | None) -> Tensor | None:
-    return two if one is None else one if two is None else one & two
-
-
-def _bias(allowed: Tensor | None, learned: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if allowed is None:
-        return None if learned is None else learned.to(dtype)
-    hidden = torch.full((), -torch.inf, dtype=dtype, device=allowed.device)
-    shown = torch.zeros((), dtype=dtype, device=allowed.device) if learned is None else learned.to(dtype)
-    return torch.where(allowed, shown, hidden)
-
-
 def distances(query: Places, key: Places) -> Tensor:
     """(B or 1, T, N) key position - query position.
 
@@ -93,26 +242,26 @@ def self_masks(
     windows: Iterable[int | None],
     learned: Tensor | None,
     dtype: torch.dtype,
+    needs: Needs = NOTHING,
 ) -> dict[int | None, AttentionMask]:
     """The mask of each window among a stack's blocks. `query` is `key`, or (with a cache) its last columns.
 
     `learned` is a bias (B or 1, H, T, N) to add. A window w lets a place see places nearer than w.
     """
-    allowed = _same_segment(query, key)
-    ordered = causal and query.length > 1
-    windows = set(windows)
-    if ordered and allowed is None and learned is None and windows == {None} and query is key:
-        return {None: AttentionMask(causal=True)}
-    if ordered:
-        column_N = torch.arange(key.length, device=key.positions_BT.device)
-        allowed = _both(allowed, (column_N <= column_N[-query.length :, None])[None, None])
+    made: dict[int | None, AttentionMask] = {}  # by the window that bites: all too wide ones share one mask
     masks = {}
-    for window in windows:
-        near = None if window is None else (distances(query, key).abs() < window)[:, None]
-        masks[window] = AttentionMask(_bias(_both(allowed, near), learned, dtype))
+    for window in set(windows):
+        wide = window is None or (window >= key.length and not torch.compiler.is_compiling())
+        bites = None if wide else window
+        if bites not in made:
+            # The one new column of a step of decoding is the last: it sees all, so there is no order to mind.
+            sight = Sight(query, key, causal and query.length > 1, bites)
+            made[bites] = build_mask(sight, learned, dtype, needs, blind=False)
+        masks[window] = made[bites]
     return masks
 
 
-def cross_mask(query: Places, key: Places, dtype: torch.dtype) -> AttentionMask:
+def cross_mask(query: Places, key: Places, dtype: torch.dtype, needs: Needs = NOTHING) -> AttentionMask:
     """Decoder places see the source places of their own segment; where there are none, attention gives zeros."""
-    return AttentionMask(_bias(_same_segment(query, key), None, dtype))
+    sight = Sight(query, key)
+    return build_mask(sight, None, dtype, needs, blind=not sight.everything)

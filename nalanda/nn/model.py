@@ -24,6 +24,7 @@ _ARGUMENTS = {
     "segments": "segments_BT",
     "positions": "positions_BT",
     "token_types": "token_types_BT",
+    "prefix": "prefix_BT",
     "source_ids": "source_ids_BS",
     "source_segments": "source_segments_BS",
     "source_positions": "source_positions_BS",

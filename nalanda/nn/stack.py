@@ -14,7 +14,7 @@ from nalanda.nn.block import Block, Shared
 from nalanda.nn.cache import Cache
 from nalanda.nn.embed import Embed
 from nalanda.nn.initialize import initialize
-from nalanda.nn.mask import AttentionMask, Places, cross_mask, distances, self_masks
+from nalanda.nn.mask import AttentionMask, Needs, Places, cross_mask, distances, self_masks
 from nalanda.nn.norm import build_norm
 from nalanda.nn.position import RelativeBias
 from nalanda.nn.rotary import Rotary, Tables
@@ -47,6 +47,9 @@ class Stack(nn.Module):
         attentions = [a for block in blocks for a in (block.attention, block.cross) if a is not None]
         rotaries = list(dict.fromkeys((a.rotary, a.dim(spec.hidden)) for a in attentions if a.rotary))
         self.causal = causal
+        self.scores = any(a.softcap is not None or a.sinks for a in attentions)
+        self.attention_dropout = any(a.dropout > 0 for a in attentions)
+        self.head_dim = min(a.dim(spec.hidden) for a in attentions)
         self.windows = sorted({block.attention.window for block in blocks}, key=lambda window: window or 0)
         self.embed = Embed(spec, position)
         self.rotaries = nn.ModuleList(Rotary(rotary, dim) for rotary, dim in rotaries)
@@ -90,9 +93,10 @@ class Stack(nn.Module):
         captured: dict[str, list[Tensor]],
     ) -> Shared:
         learned = None if self.relative is None else self.relative(distances(query, key))
+        needs = Needs(self.scores, self.attention_dropout and self.training, self.head_dim)
         return Shared(
-            masks=self_masks(query, key, self.causal, self.windows, learned, dtype),
-            cross_mask=AttentionMask() if source is None else cross_mask(query, source, dtype),
+            masks=self_masks(query, key, self.causal, self.windows, learned, dtype, needs),
+            cross_mask=AttentionMask() if source is None else cross_mask(query, source, dtype, needs),
             tables=self._tables(query, dtype),
             memory_tables={} if source is None else self._tables(source, dtype),
             memory_BSD=memory_BSD,

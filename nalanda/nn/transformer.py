@@ -16,6 +16,7 @@ output = transformer(ids_BT, memory=memory, capture=("attention",))
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -71,6 +72,7 @@ class Transformer(nn.Module):
         source_segments_BS: Tensor | None = None,
         source_positions_BS: Tensor | None = None,
         token_types_BT: Tensor | None = None,
+        prefix_BT: Tensor | None = None,
         memory: Memory | None = None,
         inputs_embeds_BTD: Tensor | None = None,
         cache: Cache | None = None,
@@ -81,7 +83,9 @@ class Transformer(nn.Module):
         segments: 0 padding, k >= 1 the k-th document of the row; None: one document per row, no padding.
         positions: inside their segment; None: counted from the segments. `inputs_embeds_BTD` stands in for `ids_BT`
         (give None). With a `cache`, the stream goes on where the last call ended, and the source is needed only in
-        the first call. `capture`: any of CAPTURES. Raises DataError for a position beyond a table of positions.
+        the first call. `prefix_BT` (bool, decoders): these places are seen by all of their segment, also by earlier
+        ones; with a cache, a prefix is given in one call. `capture`: any of CAPTURES. Raises DataError for a
+        position beyond a table of positions.
         """
         unknown = set(capture) - set(CAPTURES)
         if unknown:
@@ -97,6 +101,8 @@ class Transformer(nn.Module):
             query, key = cache.extend(x_BTD.shape[0], x_BTD.shape[1], segments_BT, positions_BT, x_BTD.device)
             cache.source = source = cache.source or source
         name, stack = self._stream()
+        if prefix_BT is not None:
+            query, key = _with_prefix(query, key, prefix_BT, stack.causal)
         self._check(name, query)
         found = {kind: captured.setdefault(f"{name}.{kind}", []) for kind in capture}
         states = None if memory is None else memory.states_BSD
@@ -159,3 +165,14 @@ class Transformer(nn.Module):
                 f"a sequence of {longest} tokens is longer than the {limit} positions of the model's {name}; "
                 f"shorten it, or build the model with {name}_position.max_length >= {longest}"
             )
+
+
+def _with_prefix(query: Places, key: Places, prefix_BT: Tensor, causal: bool) -> tuple[Places, Places]:
+    if not causal:
+        raise ValueError("prefix_BT is for decoders: in an encoder every place is seen by all of its segment")
+    if query is key:
+        query = key = replace(key, prefix_BT=prefix_BT)
+        return query, key
+    # Columns of earlier calls are seen by all that is new without further ado.
+    old = key.length - query.length
+    return query, replace(key, prefix_BT=torch.nn.functional.pad(prefix_BT, (old, 0)))
