@@ -15,11 +15,12 @@ import math
 import os
 import re
 import stat
+import weakref
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ _MAX_SHARDS = 1000
 
 
 class GGUF:
-    """An open GGUF file (or the shards of one). Close it, or use it as a context manager."""
+    """An open GGUF file (or the shards of one), until it is closed or no longer used."""
 
     def __init__(self, path: Path, config: dict[str, Any], weights: GGUFWeights, header: Header) -> None:
         self.path = path
@@ -59,11 +60,30 @@ class GGUF:
         self.close()
 
 
+class _File:
+    """A file that stays the same one even where another takes its name meanwhile; closed when nothing uses it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # A named pipe would otherwise wait for its other end.
+            self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise RunError(f"{path}: no such file") from None
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+        self.close = weakref.finalize(self, os.close, self.number)
+        if not stat.S_ISREG(os.fstat(self.number).st_mode):
+            raise RunError(f"{path}: not a file; pass the .gguf file itself")
+        with open(self.number, "rb", buffering=0, closefd=False) as file:
+            self.header = read_header(file, path)
+
+
 @dataclass(frozen=True)
 class _Source:
     """Where a weight lies: a tensor of a file, or one expert's part of it. `shape` is as in the file."""
 
-    file: IO[bytes]
+    file: _File
     info: TensorInfo
     shape: tuple[int, ...]
     start: int
@@ -127,10 +147,12 @@ class GGUFWeights:
         kind, numbers = source.info.kind, math.prod(source.shape[1:])
         size = count * numbers // kind.block * kind.size
         start = source.start + first * numbers // kind.block * kind.size
+        if not source.file.close.alive:
+            raise RunError(f"{self.place(key)} cannot be read: the file was closed")
         try:
-            raw = os.pread(source.file.fileno(), size, start)
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.place(key)} cannot be read: {error}") from None
+            raw = os.pread(source.file.number, size, start)
+        except OSError as error:
+            raise RunError(f"{self.place(key)} cannot be read: {error.strerror}") from None
         if len(raw) != size:
             raise RunError(
                 f"{self.place(key)}: the file ends within it; it was cut short since it was opened"
@@ -147,77 +169,43 @@ def open_gguf(path: Path) -> GGUF:
 
     Raises RunError naming the file and the key or tensor that is damaged, missing or of no known kind.
     """
-    files: list[tuple[IO[bytes], Path, Header]] = []
-    try:
-        files = _open_all(path)
-        header = _joined(files)
-        config = read_config(header, files[0][1])
-        family = FAMILIES[config["model_type"]]
-        head = config.get("head_dim", 0)
-        opened = {at: file for file, at, _ in files}
-        sources = {
-            key: _Source(opened[info.path], info, shape, start, op)
-            for key, info, shape, start, op in _assign(family, header, config, files[0][1])
-        }
-        return GGUF(path, config, GGUFWeights(path, sources, head), header)
-    except BaseException:
-        for file, _, _ in files:
-            file.close()
-        raise
+    files = _open_all(path)
+    header, first = _joined(files), files[0].path
+    config = read_config(header, first)
+    opened = {file.path: file for file in files}
+    sources = {
+        key: _Source(opened[info.path], info, shape, start, op)
+        for key, info, shape, start, op in _assign(FAMILIES[config["model_type"]], header, config, first)
+    }
+    return GGUF(path, config, GGUFWeights(path, sources, config.get("head_dim", 0)), header)
 
 
-def _open_all(path: Path) -> list[tuple[IO[bytes], Path, Header]]:
-    files = [_open(path)]
-    try:
-        count = files[0][2].metadata.get("split.count", 1)
-        if count in (0, 1):
-            return files
-        name = _SHARD.search(path.name)
-        if type(count) is not int or not 1 < count <= _MAX_SHARDS or name is None or int(name[2]) != count:
-            raise RunError(
-                f"{path}: key 'split.count': one of {str(count)[:20]} parts, which must be called "
-                "NAME-00001-of-00002.gguf and so on: rename the files"
-            )
-        for file, _, _ in files:
-            file.close()
-        files = []
-        for number in range(1, count + 1):
-            files.append(
-                _open(path.with_name(f"{path.name[: name.start()]}-{number:05d}-of-{count:05d}.gguf"))
-            )
-        return files
-    except BaseException:
-        for file, _, _ in files:
-            file.close()
-        raise
+def _open_all(path: Path) -> list[_File]:
+    file = _File(path)
+    count = file.header.metadata.get("split.count", 1)
+    if count in (0, 1):
+        return [file]
+    name = _SHARD.search(path.name)
+    if type(count) is not int or not 1 < count <= _MAX_SHARDS or name is None or int(name[2]) != count:
+        raise RunError(
+            f"{path}: key 'split.count': one of {str(count)[:20]} parts, which must be called "
+            "NAME-00001-of-00002.gguf and so on: rename the files"
+        )
+    stem = path.name[: name.start()]
+    return [
+        _File(path.with_name(f"{stem}-{number:05d}-of-{count:05d}.gguf")) for number in range(1, count + 1)
+    ]
 
 
-def _open(path: Path) -> tuple[IO[bytes], Path, Header]:
-    try:
-        # Opening a named pipe would wait for its other end.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise RunError(f"{path}: not a file; pass the .gguf file itself")
-        file = path.open("rb", buffering=0)
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        return file, path, read_header(file, path)
-    except BaseException:
-        file.close()
-        raise
-
-
-def _joined(files: list[tuple[IO[bytes], Path, Header]]) -> Header:
+def _joined(files: list[_File]) -> Header:
     """The metadata of the first shard with the tensors of all."""
     tensors: dict[str, TensorInfo] = {}
-    for _, path, header in files:
-        for name, info in header.tensors.items():
+    for file in files:
+        for name, info in file.header.tensors.items():
             if name in tensors:
-                raise RunError(f"{path}: tensor {quoted(name)} is in an earlier part as well")
+                raise RunError(f"{file.path}: tensor {quoted(name)} is in an earlier part as well")
             tensors[name] = info
-    metadata, path = files[0][2].metadata, files[0][1]
+    metadata, path = files[0].header.metadata, files[0].path
     expected = metadata.get("split.tensors.count", len(tensors))
     if expected != len(tensors):
         raise RunError(

@@ -202,8 +202,10 @@ def test_real_files(name: str) -> None:
     folder = Path(os.environ.get("NALANDA_MODELS", ""))
     if not os.environ.get("NALANDA_MODELS") or not (folder / f"{name}.gguf").exists():
         pytest.skip(f"NALANDA_MODELS names no folder with {name}.gguf")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=f"{name}.gguf")
-    state = theirs.float().state_dict()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=f"{name}.gguf", dtype=torch.float32
+    )
+    state = theirs.state_dict()
     with open_gguf(folder / f"{name}.gguf") as model:
         keys = set(model.weights.keys())
         assert keys == set(state) - {"lm_head.weight"}
@@ -222,3 +224,42 @@ def test_wrong_place_is_said(checkpoint: tuple[str, Path]) -> None:
             model.weights.read("model.norm.weight", torch.zeros(3))
         with pytest.raises(RunError, match=r"weight 'no\.such' is missing"):
             model.weights.read("no.such")
+    with pytest.raises(RunError, match=r"'model\.norm\.weight'.* was closed"):
+        model.weights.read("model.norm.weight")
+
+
+@pytest.mark.parametrize("checkpoint", ["gpt2"], indirect=True)
+def test_old_names_of_gpt2(checkpoint: tuple[str, Path], tmp_path: Path) -> None:
+    """The hub's first checkpoints have no prefix, and their attention masks are in the file."""
+    _, folder = checkpoint
+    old = {key.removeprefix("transformer."): value for key, value in _tensors(folder).items()}
+    old["h.0.attn.bias"] = torch.ones(1, 1, 4, 4)
+    config = json.loads((folder / "config.json").read_text())
+    write_gguf(tmp_path / "model.gguf", config, _entries(old), _TOKENIZER, "f32")
+    assert (tmp_path / "model.gguf").read_bytes() == (folder / "model.gguf").read_bytes()
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    for path, message in (
+        (tmp_path, "not a file"),
+        (tmp_path / "pipe.gguf", "not a file"),
+        (tmp_path / "none.gguf", "no such file"),
+    ):
+        with pytest.raises(RunError, match=message):
+            open_gguf(path)
+
+
+def _descriptors() -> list[str]:
+    return [number for number in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{number}")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's list of open files")
+@pytest.mark.parametrize("checkpoint", ["llama"], indirect=True)
+def test_file_is_closed_when_unused(checkpoint: tuple[str, Path]) -> None:
+    _, folder = checkpoint
+    path = str(folder / "model.gguf")
+    weights = open_gguf(folder / "model.gguf").weights
+    assert path in {os.readlink(f"/proc/self/fd/{number}") for number in _descriptors()}
+    del weights
+    assert path not in {os.readlink(f"/proc/self/fd/{number}") for number in _descriptors()}
