@@ -43,6 +43,11 @@ class MoEConfig(Config):
         default=False, description="for an objective's bias_rate: balance without a loss"
     )
 
+    @model_validator(mode="after")
+    def _makes_a_spec(self) -> MoEConfig:
+        self.spec(FeedForwardSpec(inner=1))
+        return self
+
     def covers(self, layer: int) -> bool:
         """Whether the layer of this number, from 0, is a mixture."""
         return layer >= self.dense and (layer - self.dense) % self.every == self.every - 1

@@ -26,10 +26,12 @@ class Loss:
 
     terms: name -> scalar, the SUM over this micro-batch, already multiplied by the term's coefficient.
     metrics: name -> (sum, count), two detached scalars; they add over micro-batches, their ratio is shown.
+    tallies: name -> whole numbers that add over micro-batches; hooks see those of the whole step.
     """
 
     terms: dict[str, Tensor]
     metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    tallies: dict[str, Tensor] = field(default_factory=dict)
 
 
 class HeadedModel(Protocol):

@@ -27,11 +27,14 @@ from nalanda.data.preview import check_source
 from nalanda.data.source import DataConfig, Source
 from nalanda.models.exchange import load_model
 from nalanda.models.plain import ModelConfig, build_spec
+from nalanda.models.upcycle import UpcycleConfig, upcycle
 from nalanda.nn.model import Model
 from nalanda.nn.spec import HeadSpec, SequenceHeadSpec, Spec, TokensHeadSpec
+from nalanda.objectives.experts import ExpertsConfig
 from nalanda.objectives.next_sentence import MlmNextSentenceConfig
 from nalanda.objectives.tokens import TokensConfig
 from nalanda.stages import export
+from nalanda.stages.experts import balance_hooks, experts_problem, inner_objective
 from nalanda.stages.pipeline import model_folder
 from nalanda.stages.stage import Context, Stage
 from nalanda.stages.watch import SamplesConfig, Translations, TranslationsConfig, continuations
@@ -41,7 +44,10 @@ from nalanda.train.hooks import Evaluation, EvaluationConfig, Hook, TensorBoard
 from nalanda.train.loop import LoopConfig, fit
 from nalanda.train.schedule import BudgetConfig
 
-ObjectiveConfig = Annotated[TokensConfig | MlmNextSentenceConfig, Field(discriminator="kind")]
+PlainObjective = Annotated[TokensConfig | MlmNextSentenceConfig, Field(discriminator="kind")]
+ObjectiveConfig = Annotated[
+    TokensConfig | MlmNextSentenceConfig | ExpertsConfig[PlainObjective], Field(discriminator="kind")
+]
 
 
 def _shape(value: Any) -> str:
@@ -56,6 +62,9 @@ class TrainStage(LoopConfig):
     model: Annotated[
         Annotated[ModelConfig, Tag("(new)")] | Annotated[Path, Tag("(folder)")], Discriminator(_shape)
     ]
+    upcycle: UpcycleConfig | None = Field(
+        None, description="turn the model of a folder into a mixture of experts"
+    )
     objective: ObjectiveConfig = TokensConfig()
     evaluation: EvaluationConfig | None = EvaluationConfig()
     translations: TranslationsConfig | None = Field(None, description="translate dev rows while training")
@@ -69,6 +78,9 @@ class TrainStage(LoopConfig):
     def _objective_fits_the_model(self) -> TrainStage:
         if isinstance(self.model, ModelConfig):
             problem = misfit(self.objective, self.data, self.model.kind)
+            problem = problem or experts_problem(self.objective, build_spec(self.model, vocabulary=1))
+            if self.upcycle is not None:
+                problem = "upcycle: is for the model of a folder; a new one has `moe`"
             if problem:
                 raise ValueError(problem)
         if self.samples is not None and self.data.kind != "causal":
@@ -96,6 +108,7 @@ def data_parts(data: AnyDataConfig) -> dict[str, DataConfig]:
 
 def misfit(objective: ObjectiveConfig, data: AnyDataConfig, model: str) -> str:
     """Why data, objective and a model of kind `model` do not train together, in one line; empty where they do."""
+    objective = inner_objective(objective)
     for key, part in data_parts(data).items():
         kind = str(part.kind)  # type: ignore[attr-defined]
         if kind not in _DATA[model]:
@@ -112,6 +125,7 @@ def misfit(objective: ObjectiveConfig, data: AnyDataConfig, model: str) -> str:
 
 def heads_for(objective: ObjectiveConfig) -> dict[str, HeadSpec]:
     """The heads that an objective looks through."""
+    objective = inner_objective(objective)
     heads: dict[str, HeadSpec] = {"tokens": TokensHeadSpec()}
     if isinstance(objective, MlmNextSentenceConfig):
         heads[objective.next_sentence.head] = SequenceHeadSpec(classes=2)
@@ -131,6 +145,10 @@ def build_model(config: TrainStage, tokenizer: Tokenizer) -> Model:
     check_tokenizer(folder, tokenizer)
     model = load_model(folder)
     problem = misfit(config.objective, config.data, _kind(model.spec)) or _missing_head(config, model)
+    if config.upcycle is not None:
+        torch.manual_seed(seeds.derive(config.seed, "weights"))
+        model = upcycle(model, config.upcycle)
+    problem = problem or experts_problem(config.objective, model.spec)
     if problem:
         raise DataError(f"{folder}: {problem}")
     return model
@@ -230,7 +248,7 @@ def run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
 
 def _run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
     tokenizer, train, dev, model = prepare(config, run.path, context)
-    hooks: list[Hook] = []
+    hooks: list[Hook] = balance_hooks(config.objective)
     if dev is not None and config.evaluation is not None:
         hooks.append(Evaluation(config.evaluation, dev, config.objective))
     if config.translations is not None and isinstance(config.data, PairsConfig):
@@ -255,6 +273,7 @@ def _run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
         context.note(f"{run.path.name}: {note}")
     result["data"] = train.describe()
     result["flops_per_token"] = flops_per_token(model, train)
+    result["active_parameters"] = model.parameter_count(active=True)
     export.write(model, tokenizer, run.path / "model", card=export.Card.of(run.path.name, config, result))
     shutil.rmtree(run.path / "store", ignore_errors=True)
     return {**result, "model": "model"}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from nalanda.train.precision import autocast
 
 @dataclass
 class Moment:
-    """What a hook sees. `step`: steps done; `last`: whether the budget is spent; `stop`: a reason to end here."""
+    """What a hook sees. `step`: steps done; `last`: whether the budget is spent; `tallies`: the objective's, of this
+    step; `stop`: a reason to end here."""
 
     step: int
     last: bool
@@ -42,6 +43,7 @@ class Moment:
     seed: int
     log: Callable[[dict[str, Any]], None]
     weights: Callable[[], contextlib.AbstractContextManager[None]]
+    tallies: dict[str, Tensor] = field(default_factory=dict)
     stop: str = ""
 
 

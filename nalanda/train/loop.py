@@ -177,6 +177,7 @@ class Trainer:
         self.average = Average(config.ema, model) if config.ema else None
         self.checkpoints = Checkpoints(run_folder / "checkpoints", config.checkpoint)
         self.window = Window()
+        self.tallies: dict[str, torch.Tensor] = {}
         self.stopped = ""
         self.notes: list[str] = []
         names = [hook.name for hook in self.hooks]
@@ -302,6 +303,7 @@ class Trainer:
         progress = self.budget.begin()
         result = accumulate(self.model, self.objective, batches, lanes=self.lanes, **self._how(step))
         limit = self.config.clip if self.config.clip is not None else float("inf")
+        self.tallies = result.tallies
         norm = float(nn.utils.clip_grad_norm_(self.optimizer.parameters, limit))
         check_gradient(norm, step, batches)
         rate = self.optimizer.step(self.schedule.factor(progress))
@@ -337,6 +339,7 @@ class Trainer:
             seed=self.config.seed,
             log=self.log,
             weights=self.average.used if self.average is not None else contextlib.nullcontext,
+            tallies=self.tallies,
         )
 
     def log(self, row: Row) -> None:

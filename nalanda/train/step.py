@@ -28,12 +28,13 @@ from nalanda.train.precision import autocast
 class Step:
     """What one step's forward and backward passes gave. All values add over steps.
 
-    metrics: name -> (sum, count). tokens: places that are not padding, in every stream.
-    trained: places with a target. rows: rows of the micro-batches.
+    metrics: name -> (sum, count). tallies: name -> whole numbers. tokens: places that are not padding, in every
+    stream. trained: places with a target. rows: rows of the micro-batches.
     """
 
     loss: float
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+    tallies: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
     trained: int = 0
     rows: int = 0
@@ -67,7 +68,7 @@ def accumulate(
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     alone = lanes is None or lanes.count == 1
 
-    def work(part: Batch) -> tuple[Tensor, Sequence[Tensor | None], dict[str, Tensor]]:
+    def work(part: Batch) -> tuple[Tensor, Sequence[Tensor | None], dict[str, Tensor], dict[str, Tensor]]:
         with autocast(precision, device):
             loss = objective(model, move(part, device), totals)
         found = [term / totals[name] for name, term in loss.terms.items() if totals[name]]
@@ -78,22 +79,22 @@ def accumulate(
             total.backward()
         elif total.requires_grad:  # lanes share the weights, so none may write to their `.grad`
             gradients = torch.autograd.grad(total, weights, allow_unused=True)
-        return total.detach(), gradients, sums
+        return total.detach(), gradients, sums, loss.tallies
 
     for micro, batch in enumerate(batches):
         torch.manual_seed(derive(seed, "step", step, micro))
         parts = [batch] if lanes is None else split(batch, lanes.count)
-        for total, gradients, sums in map(work, parts) if lanes is None else lanes.run(work, parts):
+        for total, gradients, sums, tallies in map(work, parts) if lanes is None else lanes.run(work, parts):
             losses.append(total)
             _add(weights, gradients)
             for name, value in sums.items():
                 metrics.setdefault(name, []).append(value)
+            for name, tally in tallies.items():
+                result.tallies[name] = result.tallies.get(name, 0) + tally
         owners += [batch] * len(parts)
         _count(result, batch)
     values = torch.stack(losses).double().tolist()
-    for value, batch in zip(values, owners, strict=True):
-        if not math.isfinite(value):
-            raise RunError(f"step {step + 1}: the loss is {value}; {_samples([batch])}; {_ADVICE}")
+    _check_losses(values, owners, step)
     result.loss = math.fsum(values)
     for name, pairs in metrics.items():
         top, bottom = torch.stack(pairs).sum(0).tolist()
@@ -106,6 +107,12 @@ def _add(weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
     for weight, gradient in zip(weights, gradients):
         if gradient is not None:
             weight.grad = gradient if weight.grad is None else weight.grad + gradient
+
+
+def _check_losses(values: Sequence[float], owners: Sequence[Batch], step: int) -> None:
+    for value, batch in zip(values, owners, strict=True):
+        if not math.isfinite(value):
+            raise RunError(f"step {step + 1}: the loss is {value}; {_samples([batch])}; {_ADVICE}")
 
 
 _ADVICE = (
