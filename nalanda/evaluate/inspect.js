@@ -19,7 +19,6 @@
   const LONGEST_FOR_LINES = 40;
   const by = (id) => document.getElementById(id);
 
-  // ---- small helpers -------------------------------------------------------------------------------------------
   function make(tag, attributes = {}, ...children) {
     const drawn = tag === "svg" || tag === "path";
     const node = drawn ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
@@ -43,7 +42,8 @@
   }
   function full(side, place) {
     const whole = data.sides[side].spelled[place], [id, name] = at(side, place);
-    return `place ${place}, id ${id}, ${JSON.stringify(name)}${whole ? `: a piece of ${whole}` : ""}`;
+    const plain = JSON.stringify(name).replace(/\p{C}/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+    return `place ${place}, id ${id}, ${plain}${whole ? `: a piece of ${whole}` : ""}`;
   }
   // One tab stop for a group of things; arrow keys move inside it. `step`: key and index to the next index, -1: none.
   function roving(nodes, step) {
@@ -336,7 +336,7 @@
       tick.checked = found.kind === "masked";
       box.append(make("label", { class: "tick" }, tick, " hide the chosen token"));
     }
-    box.append(make("p", { class: "asked" }, verb, word(at(main, place)), ` (place ${place})`));
+    box.append(make("p", { class: "asked" }, verb, word(at(main, place)), ` (${full(main, place)})`));
     const right = found.truth[place];
     if (found.kind === "masked" && right < 0) {
       by("predictions-says").textContent = "A special token is not hidden; choose another, or untick.";

@@ -59,14 +59,15 @@ def write(place: Path, asked: Asked, out: Path) -> list[str]:
         raise DataError("--text is empty: give the model something to read")
     model, tokenizer = load(place)
     model.eval()
-    reading = read(model, tokenizer, asked, starts(model_folder(place)))
+    begin = starts(model_folder(place) if place.is_dir() else place) if model.transformer.both else Starts()
+    reading = read(model, tokenizer, asked, begin)
     inspection = inspect(model, tokenizer, reading, asked.limits)
     write_text(out, page(inspection, str(place), facts(model), asked.text))
     return inspection.notes
 
 
 def starts(folder: Path) -> Starts:
-    """What the model's files say of how its decoder is started."""
+    """What the files of a model's folder say of how its decoder is started; nothing, where there are none."""
     found: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         values = read_json(folder / name) if (folder / name).is_file() else {}
