@@ -29,6 +29,9 @@ class Affixes:
     """What stands between two texts; without it the first has its suffix and the second its prefix."""
 
 
+NO_AFFIXES = Affixes()
+
+
 @dataclass(frozen=True)
 class Exact:
     """What is done around the Rust pipeline, where that alone would not give the original's ids."""

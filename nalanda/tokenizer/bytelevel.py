@@ -19,6 +19,7 @@ from typing import Any
 
 from nalanda.base.errors import DataError
 from nalanda.tokenizer.blueprint import (
+    NO_AFFIXES,
     Affixes,
     Blueprint,
     added_token,
@@ -63,7 +64,7 @@ class Encoding:
 
     pattern: str
     special: Mapping[int, str]
-    affixes: Affixes = Affixes()
+    affixes: Affixes = NO_AFFIXES
     roles: Mapping[str, str] | None = None
 
 
@@ -219,7 +220,7 @@ def build(
     special: Sequence[str],
     roles: Mapping[str, str],
     users: Sequence[str] = (),
-    affixes: Affixes = Affixes(),
+    affixes: Affixes = NO_AFFIXES,
     chat_template: str | None = None,
     whole_words: bool = False,
     prefix_space: bool = False,

@@ -24,16 +24,64 @@ from nalanda.tokenizer.tags import is_tag
 FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
 """What stands first in every dictionary of fairseq."""
 _MADE_UP = re.compile(r"madeupword\d+")
-_MBART = (
-    "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT lv_LV my_MM ne_NP "
-    "nl_XX ro_RO ru_RU si_LK tr_TR vi_VN zh_CN"
-).split()
+_MBART = [
+    "ar_AR",
+    "cs_CZ",
+    "de_DE",
+    "en_XX",
+    "es_XX",
+    "et_EE",
+    "fi_FI",
+    "fr_XX",
+    "gu_IN",
+    "hi_IN",
+    "it_IT",
+    "ja_XX",
+    "kk_KZ",
+    "ko_KR",
+    "lt_LT",
+    "lv_LV",
+    "my_MM",
+    "ne_NP",
+    "nl_XX",
+    "ro_RO",
+    "ru_RU",
+    "si_LK",
+    "tr_TR",
+    "vi_VN",
+    "zh_CN",
+]
 _MBART50 = [
     *_MBART,
-    *(
-        "af_ZA az_AZ bn_IN fa_IR he_IL hr_HR id_ID ka_GE km_KH mk_MK ml_IN mn_MN mr_IN pl_PL ps_AF pt_XX sv_SE sw_KE "
-        "ta_IN te_IN th_TH tl_XX uk_UA ur_PK xh_ZA gl_ES sl_SI"
-    ).split(),
+    *[
+        "af_ZA",
+        "az_AZ",
+        "bn_IN",
+        "fa_IR",
+        "he_IL",
+        "hr_HR",
+        "id_ID",
+        "ka_GE",
+        "km_KH",
+        "mk_MK",
+        "ml_IN",
+        "mn_MN",
+        "mr_IN",
+        "pl_PL",
+        "ps_AF",
+        "pt_XX",
+        "sv_SE",
+        "sw_KE",
+        "ta_IN",
+        "te_IN",
+        "th_TH",
+        "tl_XX",
+        "uk_UA",
+        "ur_PK",
+        "xh_ZA",
+        "gl_ES",
+        "sl_SI",
+    ],
 ]
 _LANGUAGES = {"mbart": _MBART, "mbart50": _MBART50}
 _FAIRSEQ_KINDS = ("xlmroberta", "xlm-roberta", "mbart", "mbart50", "nllb")

@@ -29,6 +29,7 @@ import numpy as np
 
 from nalanda.base.errors import DataError
 from nalanda.tokenizer.blueprint import (
+    NO_AFFIXES,
     Affixes,
     Blueprint,
     Exact,
@@ -45,7 +46,6 @@ SPACE = "▁"
 _UNIGRAM, _BPE, _WORD, _CHAR = range(1, 5)
 _KINDS: dict[int, Literal["bpe", "unigram"]] = {_UNIGRAM: "unigram", _BPE: "bpe", _CHAR: "bpe"}
 _UNKNOWN_PENALTY = 10.0  # SentencePiece's kUnkPenalty, which the tokenizers library has too
-NO_AFFIXES = Affixes()
 # SentencePiece means the best score times the length, less 0.1; its best score begins at the smallest positive float
 # and every score is negative, so that it is 0.
 _USER_SCORE = -0.1
@@ -103,7 +103,7 @@ def read(path: Path) -> Model:
     check_distinct(names, origin)
     charsmap = rules.get(2, b"")
     model = Model(
-        kind=_KINDS[int(kind)],  # type: ignore[arg-type]
+        kind=_KINDS[int(kind)],
         pieces=names,
         scores=scores,
         types=types,
@@ -147,7 +147,7 @@ def _roles(trainer: Mapping[int, Value], names: Sequence[str]) -> dict[str, str]
     defaults = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}
     found: dict[str, str] = {}
     for role, (number, default) in defaults.items():
-        value = int(trainer.get(number, default))  # type: ignore[arg-type]
+        value = int(trainer.get(number, default))
         value -= 2**64 if value >= 2**63 else 0  # negative numbers are written as two's complement
         if 0 <= value < len(names):
             found[role] = names[value]

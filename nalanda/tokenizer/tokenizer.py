@@ -160,6 +160,11 @@ class Tokenizer:
         return self._definition
 
     @property
+    def exact(self) -> Exact:
+        """What is done around the pipeline of tokenizer.json."""
+        return self._exact
+
+    @property
     def roles(self) -> dict[str, str]:
         """Role -> token, of the roles that there are."""
         return dict(self._roles)
@@ -180,9 +185,9 @@ class Tokenizer:
 
     @property
     def pad(self) -> int:
-        """What fills rows. Any id will do, since segments mask what is filled: without a pad token it is eos, or 0."""
-        number = self.role("pad")
-        return (self.role("eos") or 0) if number is None else number
+        """What fills rows; eos or 0 where there is no such token: segments mask what is filled, so any id will do."""
+        found = (self.role(role) for role in ("pad", "eos"))
+        return next((number for number in found if number is not None), 0)
 
     @property
     def unk(self) -> int:
@@ -198,6 +203,11 @@ class Tokenizer:
     def eos(self) -> int:
         """The id of the token after a text."""
         return self._required("eos")
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a text: EOS."""
+        return (self.eos,)
 
     @property
     def mask(self) -> int:
@@ -290,6 +300,10 @@ class Tokenizer:
         if name is None:
             raise ValueError(f"token id {number} is outside the vocabulary of {self.vocabulary}")
         return str(name)
+
+    def has(self, number: int) -> bool:
+        """Whether an id has a token: some vocabularies skip ids."""
+        return self._rust.id_to_token(int(number)) is not None
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

@@ -16,7 +16,7 @@ import json
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def unigram_search(definition: str, unknown_score: float) -> Search:
 
 def single_precision(value: float) -> float:
     """`value` rounded to a 32-bit float."""
-    return _FLOAT.unpack(_FLOAT.pack(value))[0]  # type: ignore[no-any-return]
+    return _FLOAT.unpack(_FLOAT.pack(value))[0]
 
 
 class Search:
@@ -77,7 +77,7 @@ class Search:
         pairs, place = np.unique((flat[:-1] * self._size + flat[1:])[inside], return_inverse=True)
         gaps = np.array([self._gap(pair) for pair in pairs.tolist()])
         at_risk = gaps[place] <= _LOSS * totals[owner[:-1][inside]]
-        return np.unique(owner[:-1][inside][at_risk]).tolist()  # type: ignore[no-any-return]
+        return np.unique(owner[:-1][inside][at_risk]).tolist()
 
     def _gap(self, pair: int) -> float:
         """How near another cut of two neighbours comes to their sum."""
@@ -128,7 +128,7 @@ class Search:
     def _ids(self, text: str, cuts: list[int], found: list[str]) -> list[int]:
         ids: list[int] = []
         unknown_before = False
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in pairwise(cuts):
             unknown = not found[end]
             if not unknown:
                 ids.append(self._numbers[found[end]])
