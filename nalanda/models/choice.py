@@ -33,7 +33,7 @@ def check_layers(family: Family, config: Mapping[str, Any], keys: Collection[str
     found: dict[str, int] = {}
     rows = [(row.ours.partition(".")[0], regex(row.theirs)) for row in family.rows if "*" in row.theirs]
     for key in keys:
-        names = {key, family.prefix + key}
+        names = {key, family.full_name(key)}
         names |= {name.rpartition(".")[0] for name in names}
         for stack, pattern in rows:
             match = next((m for m in map(pattern.fullmatch, names) if m), None)
@@ -108,6 +108,6 @@ def _has(pattern: str, keys: Collection[str], family: Family) -> bool:
     return any(
         theirs.fullmatch(name)
         for key in keys
-        for full in (key, family.prefix + key)
+        for full in (key, family.full_name(key))
         for name in (full, full.rpartition(".")[0])
     )

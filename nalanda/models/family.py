@@ -77,8 +77,6 @@ def _activation(value: Any) -> str:
 
 SAME = Codec(_same, _same)
 ACTIVATION = Codec(_activation, _ACTIVATION_NAMES.__getitem__)
-INVERSE_ROOT = Codec(lambda value: value**-0.5, lambda scale: round(scale**-2, 6))
-"""Gemma's query_pre_attn_scalar: the scores are multiplied by its inverse root."""
 
 
 class Part(Protocol):
@@ -159,13 +157,15 @@ class Row:
 class Head:
     """A head of the family. `spec` makes it for a shape and (where there is one) config.json.
 
-    `name`: what it is called in a Model; a head of the same kind under another name takes its rows too.
+    `name`: what it is called in a Model; a head of the same kind under another name takes its rows too. `says`:
+    values of config.json that make `spec` give this HeadSpec, written where those that are there do not.
     """
 
     name: str
     kind: str
     spec: Callable[[Shape, Mapping[str, Any]], HeadSpec]
     rows: tuple[Row, ...] = ()
+    says: Callable[[Any], Mapping[str, Any]] | None = None
 
 
 def classes(config: Mapping[str, Any]) -> int:
@@ -178,7 +178,8 @@ def classes(config: Mapping[str, Any]) -> int:
 class Family:
     """See the heading of this file.
 
-    base: the architecture without a head; prefix: what its keys begin with in architectures that have one.
+    base: the architecture without a head; prefix: what its keys begin with in architectures that have one, and in
+    rows; odd_prefixes: architectures whose keys begin with something else instead.
     architectures: their class -> names of heads. aliases: keys that repeat another, stored or not. derived: patterns
     (fnmatch) of keys that hold nothing that config.json does not say. always: written into every config.json.
     presets: named sizes, as config.json's values.
@@ -193,10 +194,25 @@ class Family:
     heads: tuple[Head, ...]
     architectures: Mapping[str, tuple[str, ...]]
     prefix: str = ""
+    odd_prefixes: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     aliases: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     derived: tuple[str, ...] = ()
     always: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _EMPTY)
+
+    def full_name(self, key: str) -> str:
+        """A stored key as rows would have it, with the family's prefix."""
+        for odd in self.odd_prefixes.values():
+            if key.startswith(odd):
+                return self.prefix + key.removeprefix(odd)
+        return key if key.startswith(self.prefix) else self.prefix + key
+
+    def stored_name(self, key: str, architecture: str) -> str:
+        """A key of the rows as `architecture` stores it."""
+        if not self.prefix or not key.startswith(self.prefix):
+            return key
+        prefix = "" if architecture == self.base else self.odd_prefixes.get(architecture, self.prefix)
+        return prefix + key.removeprefix(self.prefix)
 
     def shape(self, config: Mapping[str, Any]) -> Shape:
         """What config.json says. Raises ConfigProblem naming the key."""

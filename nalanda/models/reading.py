@@ -57,7 +57,7 @@ def fill(
     """
     index, tied = _index(weights.keys(), policy.family), model.tied()
     missing = _check(model, found, weights, index, policy)
-    _check_left_over(weights, index, found, missing, policy)
+    _check_left_over(weights, index, found, missing, policy, model.spec.tie_embeddings)
     empty = model.state_dict(keep_vars=True)
     for name, source in found.items():
         real = torch.empty(
@@ -85,8 +85,8 @@ def _index(keys: Collection[str], family: Family | None) -> dict[str, str]:
     for key in keys:
         name = next((key.removesuffix(old) + new for old, new in _LEGACY.items() if key.endswith(old)), key)
         index[name] = key
-        if family is not None and family.prefix and not name.startswith(family.prefix):
-            index.setdefault(family.prefix + name, key)
+        if family is not None:
+            index.setdefault(family.full_name(name), key)
     return index
 
 
@@ -120,22 +120,24 @@ def _check_left_over(
     found: Mapping[str, Source],
     missing: Collection[str],
     policy: Policy,
+    tied: bool,
 ) -> None:
     """Every stored tensor has a place, repeats one that has, or says nothing; else RunError."""
     used = {index[key] for name, source in found.items() if name not in missing for key in source.keys}
-    family, names = policy.family, {stored: name for name, stored in index.items()}
+    family, names = policy.family, _names(index)
     dropped: list[str] = []
     for key in weights.keys():  # noqa: SIM118 (a Weights is no mapping)
-        name = names[key]
-        if key in used or any(fnmatchcase(name, pattern) for pattern in policy.ignore):
+        if key in used or _fits(names[key], policy.ignore):
             continue
         if family is not None:
-            if any(fnmatchcase(name, pattern) for pattern in family.derived):
+            if _fits(names[key], family.derived):
                 continue
-            if (original := index.get(_alias(family, name))) is not None and original in used:
+            of_a_head = any(_of_a_head(family, name) for name in names[key])
+            original = _original(index, family, names[key]) if tied or not of_a_head else ""
+            if original in used:
                 _check_same(weights, key, original)
                 continue
-            if _of_a_head(family, name):
+            if of_a_head:
                 dropped.append(key)
                 continue
         raise RunError(
@@ -146,10 +148,21 @@ def _check_left_over(
         policy.note(f"{weights.origin}: {_list(dropped)} left out: weights of heads that are not used here")
 
 
-def _alias(family: Family, name: str) -> str:
-    if name in family.aliases:
-        return family.aliases[name]
-    return family.aliases.get(name.removeprefix(family.prefix), name)
+def _names(index: Mapping[str, str]) -> dict[str, list[str]]:
+    """For each stored key, the names that rows may use."""
+    names: dict[str, list[str]] = {}
+    for name, stored in index.items():
+        names.setdefault(stored, []).append(name)
+    return names
+
+
+def _original(index: Mapping[str, str], family: Family, names: Sequence[str]) -> str:
+    """The stored key of the tensor that this one repeats; empty where there is none."""
+    return next((index.get(family.aliases[name], "") for name in names if name in family.aliases), "")
+
+
+def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _check_same(weights: Weights, key: str, original: str) -> None:
