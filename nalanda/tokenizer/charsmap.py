@@ -13,7 +13,6 @@ replacements, each ended by a zero byte; a key's value is the place of its repla
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -23,7 +22,7 @@ from nalanda.base.errors import DataError
 
 _LONGEST_KEY = 128
 _MOST_NODES = 1_000_000
-_BLOCK = 2048
+_KEPT: dict[bytes, dict[str, str]] = {}
 
 
 class CharsMap:
@@ -73,6 +72,11 @@ class CharsMap:
         return 1, text[place]
 
 
+def check_charsmap(blob: bytes, origin: str) -> None:
+    """Raises DataError where a map is damaged: the Rust library would panic."""
+    _table(blob, origin)
+
+
 def _class(characters: set[str]) -> str:
     """A regular expression's class of the characters, as ranges."""
     ranges: list[list[int]] = []
@@ -84,9 +88,13 @@ def _class(characters: set[str]) -> str:
     return "[" + "".join(f"\\U{low:08x}-\\U{high:08x}" for low, high in ranges) + "]"
 
 
-@functools.lru_cache(maxsize=4)
 def _table(blob: bytes, origin: str) -> dict[str, str]:
-    return dict(_entries(blob, origin))
+    """Key -> replacement; kept, since making it of the usual map takes half a second."""
+    if blob not in _KEPT:
+        while len(_KEPT) > 3:
+            del _KEPT[next(iter(_KEPT))]
+        _KEPT[blob] = dict(_entries(blob, origin))
+    return _KEPT[blob]
 
 
 def _entries(blob: bytes, origin: str) -> Iterator[tuple[str, str]]:
@@ -124,19 +132,18 @@ class _Outputs(dict[int, str]):
 
 def _keys(units: np.ndarray, origin: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The keys of a double-array trie as (bytes, values), level by level: uint8 (keys, length) and int64 (keys,)."""
+    children = _Children(units)
     places, keys = _offset(units[:1]), np.zeros((1, 0), dtype=np.uint8)
     visited = 0
     for _ in range(_LONGEST_KEY):
-        parts = [_below(units, places[i : i + _BLOCK]) for i in range(0, len(places), _BLOCK)]
-        rows = np.concatenate([part[0] + i * _BLOCK for i, part in enumerate(parts)])
-        labels = np.concatenate([part[1] for part in parts])
-        nodes = np.concatenate([part[2] for part in parts])
+        rows, nodes = children.of(places)
         visited += len(nodes)
         if visited > _MOST_NODES:  # branches may share their ends, so there can be more of them than units
             raise DataError(f"{origin}: damaged charsmap, it has no end")
         if not len(nodes):
             return
-        keys = np.concatenate([keys[rows], labels[:, None].astype(np.uint8)], axis=1)
+        labels = (units[nodes] & 0xFF).astype(np.uint8)
+        keys = np.concatenate([keys[rows], labels[:, None]], axis=1)
         places = nodes ^ _offset(units[nodes])
         ends = (units[nodes] >> 8 & 1).astype(bool)
         if (places[ends] >= len(units)).any():
@@ -146,13 +153,23 @@ def _keys(units: np.ndarray, origin: str) -> Iterator[tuple[np.ndarray, np.ndarr
     raise DataError(f"{origin}: damaged charsmap, a key of more than {_LONGEST_KEY} bytes")
 
 
-def _below(units: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(row in `places`, label, node) of every child."""
-    labels = np.arange(1, 256)
-    nodes = places[:, None] ^ labels
-    found = np.where(nodes < len(units), units[np.minimum(nodes, len(units) - 1)], 0)
-    rows, columns = np.nonzero((found & 0x800000FF) == labels)
-    return rows, columns + 1, nodes[rows, columns]
+class _Children:
+    """The children of nodes: a child stands at its parent's place XOR its label, so all are found by sorting."""
+
+    def __init__(self, units: np.ndarray) -> None:
+        labels = units & 0x800000FF
+        nodes = np.nonzero((labels > 0) & (labels < 256))[0]
+        parents = nodes ^ labels[nodes]
+        order = np.argsort(parents, kind="stable")
+        self.nodes, self.parents = nodes[order], parents[order]
+
+    def of(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(row in `places`, node) of every child."""
+        first, last = (np.searchsorted(self.parents, places, side=side) for side in ("left", "right"))
+        counts = last - first
+        rows = np.repeat(np.arange(len(places)), counts)
+        inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return rows, self.nodes[np.repeat(first, counts) + inside]
 
 
 def _offset(units: np.ndarray) -> np.ndarray:

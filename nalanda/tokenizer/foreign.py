@@ -17,6 +17,7 @@ In a folder the first of these counts:
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from nalanda.tokenizer.blueprint import (
     read_text,
     template,
 )
+from nalanda.tokenizer.charsmap import check_charsmap
 from nalanda.tokenizer.settings import Settings
 
 _MODELS = ("*.model", "*.spm", "model.SRC", "model.src")
@@ -182,6 +184,7 @@ def _tokenizer_json(folder: Path) -> Blueprint:
         numbers = _numbers(value, path)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path}: not a tokenizer: {type(error).__name__}: {error}") from None
+    _check_normalizer(value, path)
     changed = _add_missing(value, numbers, settings, path) | _add_ends(value, numbers, settings)
     own = settings.tokenizer.get(OWN_KEY)
     target = _tokenizer_json(folder / "target") if (folder / "target" / "tokenizer.json").is_file() else None
@@ -220,6 +223,18 @@ def _numbers(value: dict[str, Any], path: Path) -> dict[str, int]:
     for token in value.get("added_tokens") or []:
         numbers.setdefault(token["content"], int(token["id"]))
     return numbers
+
+
+def _check_normalizer(value: dict[str, Any], path: Path) -> None:
+    """Raises DataError where a charsmap is damaged: the library would panic."""
+    found = value.get("normalizer") or {}
+    for step in found.get("normalizers") or [found]:
+        if isinstance(step, dict) and step.get("type") == "Precompiled":
+            try:
+                blob = b64decode(str(step.get("precompiled_charsmap")), validate=True)
+            except ValueError:
+                raise RunError(f"{path}: normalizer.precompiled_charsmap: damaged, not base64") from None
+            check_charsmap(blob, f"{path}: normalizer.precompiled_charsmap")
 
 
 def _add_missing(value: dict[str, Any], numbers: dict[str, int], settings: Settings, path: Path) -> bool:

@@ -18,7 +18,6 @@ becomes <unk>. What the pipeline says in Rust, and why each step is there:
 from __future__ import annotations
 
 import math
-import re
 from base64 import b64encode
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from nalanda.tokenizer.blueprint import (
     read_bytes,
     template,
 )
+from nalanda.tokenizer.charsmap import check_charsmap
 from nalanda.tokenizer.protobuf import Value, fields
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -192,6 +192,7 @@ def build(
     Raises DataError where `names` has a token twice or lacks one of `special`, `unk` or `affixes`.
     """
     check_distinct(names, model.origin)
+    check_charsmap(model.charsmap, model.origin)
     numbers = {name: i for i, name in enumerate(names)}
     for name in [*special, unk, *affixes.prefix, *affixes.suffix]:
         if name not in numbers:
@@ -264,11 +265,9 @@ class _Bpe:
         self.added = [] if whole else [added_token(vocab[u], u, special=False) for u in users]
         self.pre_tokenizer: list[dict[str, Any]] = []
         if whole:
-            cuts = [
-                re.escape(name[0]) + f"(?={re.escape(name[1:])})" for name in sorted(special) if len(name) > 1
-            ]
-            parts = [*(escape(user) for user in users), *cuts]
-            self.pre_tokenizer = [split("|".join(parts))]
+            edges = [*users, *([] if model.dummy_prefix else [""])]
+            cuts = [_inner_cut(name, edges, normal) for name in sorted(special) if len(name) > 1]
+            self.pre_tokenizer = [split("|".join([*(escape(user) for user in users), *cuts]))]
         self.model = {
             "type": "BPE",
             "dropout": None,
@@ -281,6 +280,18 @@ class _Bpe:
             "vocab": vocab,
             "merges": [list(pair) for pair in merges(normal)],
         }
+
+
+def _inner_cut(name: str, edges: Sequence[str], known: Collection[str]) -> str:
+    """An expression for one character of a control symbol that stands alone as a word, so that it is none.
+
+    `edges` are the symbols between which it would; "" is the beginning or end of the text. The character is one with
+    a piece, if any: unknown ones side by side have to stay together.
+    """
+    place = next((i for i, character in enumerate(name) if character in known), 0)
+    behind = "|".join((escape(edge) if edge else r"\A") + escape(name[:place]) for edge in edges)
+    ahead = "|".join(escape(name[place + 1 :]) + (escape(edge) if edge else r"\z") for edge in [*edges, ""])
+    return f"(?<={behind}){escape(name[place])}(?={ahead})"
 
 
 class _Unigram:

@@ -224,16 +224,47 @@ def test_transformers_loads_it_with_the_same_ids(
             ) == tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize("content", [None, b"{}"])
+def test_roles_that_no_file_says_are_known_by_their_usual_names(
+    content: bytes | None, small: Small, tmp_path: Path
+) -> None:
+    small("bpe").save(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    if content is not None:
+        (tmp_path / "tokenizer_config.json").write_bytes(content)
+    assert Tokenizer.load(tmp_path).roles == small("bpe").roles
+
+
+def test_a_role_that_is_missing_is_an_error_when_it_is_asked_for(small: Small) -> None:
+    bare = Tokenizer(small("bpe").definition, {"eos": "<eos>"}, "somewhere")
+    assert (bare.pad, bare.role("bos"), bare.eos) == (3, None, 3)
+    for role in ("bos", "unk", "mask"):
+        with pytest.raises(DataError, match=f"somewhere: the tokenizer has no {role} token"):
+            getattr(bare, role)
+    assert Tokenizer(small("bpe").definition, {}).pad == 0
+    bert = Tokenizer(small("bpe").definition, {"cls": "<bos>", "sep": "<eos>"})
+    assert (bert.bos, bert.eos, bert.pad) == (2, 3, 3)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("tokenizer.json", None, "no such file; is .* a folder that holds a tokenizer"),
         ("tokenizer.json", b'{"model": ', "not a tokenizer"),
         ("tokenizer.json", b"\xff\xfe", "damaged, not UTF-8"),
-        ("tokenizer_config.json", None, "no such file"),
+        ("tokenizer.json", b"[" * 100_000, "not a tokenizer"),
+        ("tokenizer.json", b"[]", "not a tokenizer"),
+        ("tokenizer.json", b'{"model": {"vocab": {"a": 0, "b": 0}}}', "a token or an id stands twice"),
         ("tokenizer_config.json", b"{", "damaged, not JSON"),
+        ("tokenizer_config.json", b'{"a":' * 100_000, "damaged, not JSON"),
+        (
+            "tokenizer_config.json",
+            b'{"nalanda": {"surprise": 1}}',
+            "nalanda: damaged, or written by a newer version",
+        ),
+        ("tokenizer_config.json", b'{"chat_template": 3}', "chat_template: expected text, found int"),
+        ("chat_template.jinja", b"\xff", "damaged, not UTF-8"),
         ("tokenizer_config.json", b"[]", "not a JSON mapping"),
-        ("tokenizer_config.json", b"{}", "has no pad token"),
         ("tokenizer_config.json", b'{"pad_token": "[PAD]"}', r"has no pad token \('\[PAD\]' is not"),
     ],
 )
@@ -241,7 +272,7 @@ def test_damaged_folders_are_refused(
     name: str, content: bytes | None, message: str, small: Small, tmp_path: Path
 ) -> None:
     small("bpe").save(tmp_path)
-    (tmp_path / name).unlink()
+    (tmp_path / name).unlink(missing_ok=True)
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(RunError, match=message):
