@@ -177,6 +177,7 @@ def _layers(
 ) -> dict[str, tuple[int, ...]]:
     """The blocks to show of each stack, from 1: those asked for, or evenly many of all as the page has room for."""
     depth = {name: len(blocks) for name, blocks, _ in model.spec.stacks()}
+    per_layer = _bytes_per_layer(model, sides)
     if limits.layers is not None:
         deepest = max(depth.values())
         wrong = [layer for layer in limits.layers if not 1 <= layer <= deepest]
@@ -184,14 +185,28 @@ def _layers(
             which = wrong[0] if wrong else "none"
             raise DataError(f"--layers: {which}: the model has layers 1 to {deepest}")
         wanted = sorted(set(limits.layers))
-        return {name: tuple(layer for layer in wanted if layer <= count) for name, count in depth.items()}
-    room = max(1, limits.map_bytes // max(1, _bytes_per_layer(model, sides)))
+        chosen = {name: tuple(layer for layer in wanted if layer <= count) for name, count in depth.items()}
+        return _checked(chosen, per_layer, limits)
+    room = max(1, limits.map_bytes // per_layer)
     chosen = {name: _spread(count, min(room, count)) for name, count in depth.items()}
     if any(len(chosen[name]) < count for name, count in depth.items()):
         shown = max(chosen.values(), key=len)
         notes.append(
             f"To keep the page small it shows layers {', '.join(map(str, shown))} of {max(depth.values())}; "
             "choose others with --layers, or give a shorter text."
+        )
+    return _checked(chosen, per_layer, limits)
+
+
+def _checked(
+    chosen: dict[str, tuple[int, ...]], per_layer: int, limits: Limits
+) -> dict[str, tuple[int, ...]]:
+    """`chosen`, unless a browser could not bear it: four times what would be chosen by itself is too much."""
+    size = max(map(len, chosen.values())) * per_layer
+    if size > 4 * limits.map_bytes:
+        raise DataError(
+            f"the page would hold {size / 1e6:.0f} MB of attention maps (limit {4 * limits.map_bytes / 1e6:.0f}); "
+            "choose fewer layers with --layers, or give a shorter text"
         )
     return chosen
 

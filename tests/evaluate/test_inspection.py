@@ -251,6 +251,8 @@ def test_layers_are_those_asked_for_or_as_many_as_fit() -> None:
         (Limits(layers=(0,)), STREAM, "--layers: 0: the model has layers 1 to 3"),
         (Limits(layers=()), STREAM, "--layers: none"),
         (Limits(tokens=5), STREAM, "6 tokens for the model's decoder and the page takes 5.*--tokens 6"),
+        (Limits(map_bytes=10), STREAM, "MB of attention maps .*choose fewer layers"),
+        (Limits(map_bytes=50, layers=(1, 2, 3)), STREAM, "MB of attention maps"),
         (Limits(), (5,) * 25, "25 tokens and the model's decoder has 24 positions"),
         (Limits(), (), "the text is empty"),
     ],
