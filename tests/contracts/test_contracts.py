@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from nalanda.config import Config, parse
 from nalanda.data.batch import Batch, check, tensors
-from nalanda.models.plain import ModelConfig, build_spec
+from nalanda.models.plain import ModelConfig, MoEConfig, build_spec
 from nalanda.nn.model import Model
 from nalanda.nn.spec import HeadSpec, SequenceHeadSpec, Spec, TokensHeadSpec
+from nalanda.objectives.experts import ExpertsConfig
 from nalanda.objectives.loss import Loss, Objective
 from nalanda.objectives.next_sentence import MlmNextSentenceConfig
 from nalanda.objectives.tokens import TokensConfig
@@ -25,10 +26,12 @@ VOCABULARY = 11
 OBJECTIVES: dict[str, Config] = {
     "tokens": TokensConfig(label_smoothing=0.1, z_loss=1e-3),
     "mlm_next_sentence": MlmNextSentenceConfig(next_sentence_weight=0.5),
+    "experts": ExpertsConfig[TokensConfig](objective=TokensConfig(), load_balance=0.1, z_loss=0.1),
 }
 SPECS = {
     "encoder": ModelConfig(kind="encoder", layers=1, hidden=16, heads=2, position="learned", token_types=2),
     "decoder": ModelConfig(kind="decoder", layers=2, hidden=16, heads=4, kv_heads=2, feedforward="glu"),
+    "mixture": ModelConfig(kind="encoder", layers=2, hidden=16, heads=2, moe=MoEConfig(experts=4, every=2)),
     "encoder_decoder": ModelConfig(layers=1, decoder_layers=2, hidden=16, heads=2, norm="rms", qk_norm=True),
 }
 
@@ -117,7 +120,7 @@ def a_batch() -> Batch:
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_an_objective_gives_sums_for_the_terms_it_counts(kind: str) -> None:
     objective = typing.cast(Objective, OBJECTIVES[kind])
-    model, once = a_model("encoder"), a_batch()
+    model, once = a_model("mixture"), a_batch()
     twice = Batch(**{key: torch.cat([value, value]) for key, value in tensors(once)})  # type: ignore[typeddict-item]
     count, count_twice = objective.weights(once), objective.weights(twice)
     loss: Loss = objective(model, once, count)
