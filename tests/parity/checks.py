@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from parity.pair import Outputs, Pair
+from parity.pair import Outputs, Pair, forget
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -78,6 +78,8 @@ def gradients(pair: Pair, folder: Path) -> float:
     found = {n: torch.zeros_like(v) if v.grad is None else v.grad for n, v in state.items()}
     pair.theirs.save_pretrained(folder, state_dict=found)
     expected = load_file(folder / "model.safetensors")
+    for key, copies in pair.family.untied.items():
+        expected[key] = torch.stack([expected[k] for k in (key, *copies) if k in expected]).sum(0)
     worst = 0.0
     learned = dict(pair.ours.named_parameters())
     for name, views in pair.tensors(pair.ours, gradient=True).items():
@@ -172,6 +174,7 @@ def _generate(pair: Pair, numbers: _Numbers, length: int, **options: Any) -> Any
         output_scores=True,
         **options,
     )
+    forget(pair.theirs)
     return pair.theirs.generate(batch[f"{prefix}ids"], attention_mask=(batch[f"{prefix}segments"] > 0).long())
 
 
@@ -310,6 +313,7 @@ def base(pair: Pair, folder: Path) -> float | None:
         arguments["token_type_ids"] = torch.tensor([text.types])
     if text.target is not None:
         arguments["decoder_input_ids"] = torch.tensor([text.target])
+    forget(inner)
     model = load_model(folder)
     mine = model(pair.batch([text])).hidden_BTD
     return float((mine - inner(**arguments).last_hidden_state).abs().max())

@@ -117,6 +117,7 @@ class Pair:
             arguments["token_type_ids"] = torch.tensor([text.types])
         if text.target is not None:
             arguments["decoder_input_ids"] = torch.tensor([text.target])
+        forget(model)
         return self.named(model(**arguments))
 
     def named(self, output: Any) -> Outputs:
@@ -178,7 +179,6 @@ class Pair:
 
     def tensors(self, model: Model, gradient: bool = False) -> dict[str, list[tuple[str, Tensor]]]:
         """Each parameter of ours as views with their keys; the keys as the file has them."""
-        bare = self.case.architecture == self.family.base
         state = model.state_dict(keep_vars=True)
         found = {}
         for name, source in self.sources.items():
@@ -186,7 +186,7 @@ class Pair:
             if value is None:
                 value = torch.zeros_like(state[name])
             views = parts(value, source, fused_sizes(model, name))
-            found[name] = [(k.removeprefix(self.family.prefix) if bare else k, v) for k, v in views]
+            found[name] = [(self.family.stored_name(k, self.case.architecture), v) for k, v in views]
         return found
 
 
@@ -200,6 +200,13 @@ def randomize(module: nn.Module, spread: float, seed: int) -> None:
     for value in [*(p for p in module.parameters() if p.requires_grad), *buffers]:
         noise = torch.randn(value.shape, generator=generator) * spread
         value.copy_(value + noise if value.dim() == 1 else noise)
+
+
+def forget(model: Any) -> None:
+    """Dynamic rotations of theirs keep the frequencies of the longest text so far, for shorter ones too."""
+    for module in model.modules():
+        if hasattr(module, "max_seq_len_cached") and hasattr(module, "original_max_seq_len"):
+            module.max_seq_len_cached = module.original_max_seq_len
 
 
 def build(case: Case, folder: Path) -> Pair:
