@@ -228,9 +228,7 @@ class Tokenizer:
 
     def _around(self, second: str | None) -> list[list[int]]:
         """What the post-processor puts before, between and after texts."""
-        first = self._rust.encode("a", add_special_tokens=False)
-        other = None if second is None else self._rust.encode(second, add_special_tokens=False)
-        whole = self._rust.post_process(first, other, True)
+        whole = self._rust.encode("a", second, add_special_tokens=True)
         parts: list[list[int]] = [[], [], []]
         texts = 0
         for number, text in zip(whole.ids, whole.sequence_ids, strict=True):
