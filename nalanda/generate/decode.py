@@ -33,11 +33,14 @@ def generate(
     config: DecodeConfig,
     *,
     requests: Sequence[int] | None = None,
+    starts: Sequence[int] | None = None,
+    forced: Sequence[int | None] | None = None,
     progress: ProgressFactory = silent,
 ) -> list[Generation]:
     """Continues (decoder) or transduces (encoder-decoder) every prompt; results in the prompts' order.
 
-    `requests` numbers the prompts for sampling's random numbers; by default 0, 1, 2 ...
+    `requests` numbers the prompts for sampling's random numbers; by default 0, 1, 2 ... `starts` and `forced`: what
+    each prompt's decoder starts from, beside an encoder, and the token that it says first (prompting.Source).
     Raises DataError for an empty prompt, one longer than the model's positions, an id outside its vocabulary, and
     for a model that has no decoder or a tokenizer that does not belong to it.
     """
@@ -51,7 +54,15 @@ def generate(
 
     def work(batch: list[int]) -> list[Generation]:
         row_seeds = [_seed(config, numbers[i]) for i in batch]
-        session = Session(model, [prompts[i] for i in batch], row_seeds, tokenizer, config)
+        session = Session(
+            model,
+            [prompts[i] for i in batch],
+            row_seeds,
+            tokenizer,
+            config,
+            None if starts is None else [starts[i] for i in batch],
+            None if forced is None else [forced[i] for i in batch],
+        )
         while session.alive:
             session.advance()
         return session.results()

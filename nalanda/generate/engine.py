@@ -47,7 +47,11 @@ class Session:
         seeds: Sequence[int],
         tokenizer: Vocabulary,
         config: DecodeConfig,
+        starts: Sequence[int] | None = None,
+        forced: Sequence[int | None] | None = None,
     ) -> None:
+        """`starts`: what each row's decoder starts from, beside an encoder; None: BOS. `forced`: each row's first
+        token, where it is given."""
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.device = next(model.parameters()).device
         self.stops = StopStrings(config.stop, tokenizer)
@@ -60,7 +64,12 @@ class Session:
         else:
             row_seeds = np.array(seeds, dtype=np.uint64)
             self.search = Paths(limits_B, config, tokenizer.eos, self.stops, row_seeds)
-        self._start(prompts, max(limits))
+        self._ends_E = torch.tensor(tokenizer.ends[1:], dtype=torch.int64, device=self.device)
+        self._forced = forced or [None] * len(prompts)
+        self._forced_B = None
+        if forced is not None and any(token is not None for token in forced):
+            self._forced_B = torch.tensor([-1 if t is None else t for t in forced], device=self.device)
+        self._start(prompts, max(limits), starts)
 
     @property
     def alive(self) -> bool:
@@ -86,23 +95,29 @@ class Session:
 
     def results(self) -> list[Generation]:
         """The best text of each prompt, when nothing is alive any more."""
-        texts = [[self._generation(h) for h in hypotheses] for hypotheses in self.search.finished]
+        texts = [
+            [self._generation(hypothesis, forced) for hypothesis in hypotheses]
+            for hypotheses, forced in zip(self.search.finished, self._forced)
+        ]
         return [replace(best, alternatives=tuple(others)) for best, *others in texts]
 
-    def _generation(self, hypothesis: Hypothesis) -> Generation:
+    def _generation(self, hypothesis: Hypothesis, forced: int | None) -> Generation:
         if hypothesis.finish == "stop":
             ids, text = self.stops.cut(hypothesis.ids)
         else:
             ids, text = hypothesis.ids, self.tokenizer.decode(hypothesis.ids)
+        if forced is not None and ids[:1] == [forced]:
+            ids = ids[1:]
         return Generation(ids, text, hypothesis.score, hypothesis.finish)
 
-    def _start(self, prompts: Sequence[Sequence[int]], longest: int) -> None:
+    def _start(self, prompts: Sequence[Sequence[int]], longest: int, starts: Sequence[int] | None) -> None:
         """Reads the prompts; the logits of the first new token are there afterwards."""
         transformer, pad_id = self.model.transformer, self.tokenizer.pad
         if transformer.both:
             memory = transformer.encode(*pad(prompts, pad_id, "right", self.device))
             self.cache = Cache(longest)
-            begin_B1 = torch.full((len(prompts), 1), self.tokenizer.bos, device=self.device)
+            begin = [self.tokenizer.bos] * len(prompts) if starts is None else list(starts)
+            begin_B1 = torch.tensor(begin, device=self.device)[:, None]
             self._start_B = torch.ones(len(prompts), dtype=torch.int64, device=self.device)
             self._prompt_BP = begin_B1[:, :0]
             self._padding_BP = self._prompt_BP.bool()
@@ -139,6 +154,8 @@ class Session:
             seen_NT = torch.cat((seen_NP, history_NT), dim=1)
             logits_NV = sampling.repetition_penalty(logits_NV, seen_NT, config.repetition_penalty)
         scores_NV = logits_NV - logits_NV.logsumexp(dim=1, keepdim=True)
+        if len(self._ends_E):
+            self._join_ends(scores_NV)
         ends_N = scores_NV[:, self.tokenizer.eos].clone()
         scores_NV.index_fill_(1, self._forbidden_F, _NEVER)
         if history_NT.shape[1] < config.min_length:
@@ -150,12 +167,26 @@ class Session:
             stuck_N = scores_NV.amax(dim=1) == _NEVER
             end_N = torch.where(stuck_N, ends_N, scores_NV[:, self.tokenizer.eos])
             scores_NV[:, self.tokenizer.eos] = end_N
+        if self._forced_B is not None and history_NT.shape[1] == 0:
+            self._force(scores_NV, self._forced_B[search.row_N])
         return scores_NV
+
+    def _join_ends(self, scores_NV: Tensor) -> None:
+        """All ids that end a text count as EOS: a sample draws any of them, a search takes the likeliest."""
+        every_E = torch.cat((self._ends_E, self._ends_E.new_tensor([self.tokenizer.eos])))
+        found_NE = scores_NV[:, every_E]
+        drawn = self.config.kind == "sample"
+        scores_NV[:, self.tokenizer.eos] = found_NE.logsumexp(1) if drawn else found_NE.amax(1)
+        scores_NV.index_fill_(1, self._ends_E, _NEVER)
+
+    def _force(self, scores_NV: Tensor, forced_N: Tensor) -> None:
+        """Only the forced token can come, at no cost, in the rows that have one."""
+        rows_M = (forced_N >= 0).nonzero().flatten()
+        scores_NV[rows_M] = _NEVER
+        scores_NV[rows_M, forced_N[rows_M]] = 0.0
 
 
 def _forbidden(tokenizer: Vocabulary, vocabulary: int) -> Tensor:
     """Ids that are never generated: special tokens except EOS, and rows of the model that are no token."""
-    special = (
-        tokenizer.special_ids | set(range(tokenizer.vocabulary, vocabulary)) | {tokenizer.pad, tokenizer.bos}
-    )
+    special = tokenizer.special_ids | set(range(tokenizer.vocabulary, vocabulary))
     return torch.tensor(sorted(special - {tokenizer.eos}), dtype=torch.int64)

@@ -90,7 +90,10 @@ class Hypothesis:
 
 
 class Vocabulary(Protocol):
-    """The part of a tokenizer that decoding needs; `nalanda.tokenizer` has it."""
+    """What decoding needs to know of tokens; a Tokenizer has it, and `prompting.Prompting`.
+
+    `ends` are all ids that end a text, `eos` the first of them; `special_ids` are never generated, `ends` apart.
+    """
 
     @property
     def vocabulary(self) -> int: ...
@@ -102,4 +105,6 @@ class Vocabulary(Protocol):
     def eos(self) -> int: ...
     @property
     def special_ids(self) -> frozenset[int]: ...
+    @property
+    def ends(self) -> tuple[int, ...]: ...
     def decode(self, ids: Sequence[int]) -> str: ...

@@ -27,13 +27,14 @@ def log_probabilities(
     prompts: Sequence[Sequence[int]],
     targets: Sequence[Sequence[int]],
     *,
-    bos: int,
+    bos: int | Sequence[int],
     batch_tokens: int = 16384,
     progress: ProgressFactory = silent,
 ) -> list[list[float]]:
     """For each prompt, the log-probability (nats) of each token of its target given all that stands before it.
 
-    Prompts are as for `generate`: a decoder's target follows its prompt, an encoder-decoder's follows `bos`.
+    Prompts are as for `generate`: a decoder's target follows its prompt, an encoder-decoder's follows `bos`,
+    which may be another id for each prompt.
     `batch_tokens` bounds the places of a batch, padding included. Raises DataError as `generate` does, and for a
     target that is empty, holds an unknown id or does not fit the model's positions after its prompt.
     """
@@ -44,7 +45,8 @@ def log_probabilities(
     batches = plan([len(p) + len(t) for p, t in zip(prompts, targets)], batch_tokens)
 
     def work(batch: list[int]) -> list[list[float]]:
-        return _score(model, [prompts[i] for i in batch], [targets[i] for i in batch], bos)
+        starts = [bos if isinstance(bos, int) else bos[i] for i in batch]
+        return _score(model, [prompts[i] for i in batch], [targets[i] for i in batch], starts)
 
     results: dict[int, list[float]] = {}
     with (
@@ -75,12 +77,12 @@ def _check_targets(model: Model, prompts: Sequence[Sequence[int]], targets: Sequ
 
 @torch.inference_mode()
 def _score(
-    model: Model, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], bos: int
+    model: Model, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], starts: Sequence[int]
 ) -> list[list[float]]:
     device = next(model.parameters()).device
     if model.transformer.both:
         memory = model.transformer.encode(*pad(prompts, 0, "right", device))
-        heads = [[bos]] * len(targets)
+        heads = [[start] for start in starts]
     else:
         memory, heads = None, [list(prompt) for prompt in prompts]
     streams = [[*head, *target] for head, target in zip(heads, targets)]

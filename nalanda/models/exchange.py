@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from nalanda.models.auto import BY_TYPE, FAMILIES, find
 from nalanda.models.choice import check_layers, choose_heads, read_spec
 from nalanda.models.family import ConfigProblem, Family
 from nalanda.models.gguf import open_gguf
-from nalanda.models.reading import Policy, build_empty, fill
+from nalanda.models.reading import Policy, build_empty, fill, settled
 from nalanda.models.rows import Source, fused_sizes, parts, sources
 from nalanda.models.safetensors_file import write_file
 from nalanda.models.weights import SHARD_BYTES, Entry, Weights, open_weights, write_weights
@@ -33,6 +34,7 @@ from nalanda.nn.model import Model
 from nalanda.nn.spec import HeadSpec
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 CARD = "README.md"
 
 
@@ -40,15 +42,40 @@ def _silent(text: str) -> None:
     return None
 
 
-def read_checkpoint(place: Path, pickled: bool = False) -> tuple[dict[str, Any], Weights]:
-    """config.json's values and the tensors of a folder or of a GGUF file. Raises RunError naming file and key."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder or GGUF file that is open: config.json's values, generation_config.json's, the tensors."""
+
+    config: dict[str, Any]
+    generation: dict[str, Any]
+    weights: Weights
+
+
+_DECODING = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id",
+    "forced_eos_token_id", "bad_words_ids", "suppress_tokens", "num_beams", "length_penalty", "max_length",
+)  # fmt: skip
+"""What older files say of decoding in config.json."""
+
+
+def open_checkpoint(place: Path, pickled: bool = False) -> Checkpoint:
+    """What a folder or GGUF file holds, no tensor read yet. Raises RunError naming file and key."""
     if place.suffix == ".gguf":
         file = open_gguf(place)
-        return dict(file.config), file.weights
-    config = read_json(place / CONFIG)
-    if not isinstance(config, dict):
-        raise RunError(f"{place / CONFIG}: damaged, not a JSON mapping")
-    return config, open_weights(place, pickled)
+        return Checkpoint(dict(file.config), dict(file.generation), file.weights)
+    config = _mapping(place / CONFIG)
+    path = place / GENERATION
+    generation = {key: config[key] for key in _DECODING if config.get(key) is not None}
+    return Checkpoint(
+        config, generation | (_mapping(path) if path.exists() else {}), open_weights(place, pickled)
+    )
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: damaged, not a JSON mapping")
+    return values
 
 
 def load_model(
@@ -70,17 +97,21 @@ def load_model(
     """
     if verify and (place / MANIFEST).is_file():
         verify_manifest(place)
-    config, weights = read_checkpoint(place, pickled)
+    checkpoint = open_checkpoint(place, pickled)
+    config, weights = checkpoint.config, checkpoint.weights
     path = place / CONFIG if place.is_dir() else place
     try:
         if config.get("model_type") == own.MODEL_TYPE:
-            return _load_own(config, path, weights, heads, Policy(ignore=ignore, note=note), dtype)
+            model = _load_own(config, path, weights, heads, Policy(ignore=ignore, note=note), dtype)
+            model.generation = checkpoint.generation
+            return model
         family = find(config, path, weights.keys())
+        config = settled(family, config, weights)
         check_layers(family, config, weights.keys())
         spec = read_spec(family, config)
         chosen, new = choose_heads(family, config, heads, weights.keys())
         model = build_empty(spec, chosen)
-        model.origin = dict(config)
+        model.origin, model.generation = dict(config), checkpoint.generation
         return fill(model, sources(family, model), weights, Policy(new, ignore, note, family), dtype)
     except (ConfigProblem, ValueError) as problem:
         raise RunError(f"{path}: {problem}") from None
@@ -135,12 +166,13 @@ def checkpoint_of(model: Model) -> tuple[dict[str, Any], list[Entry]]:
         ]
         return own.describe_model(model), entries
     family, config = found
-    bare = config["architectures"] == [family.base]
+    architecture = config["architectures"][0]
     state = model.state_dict()
     entries = []
     for name, source in sources(family, model).items():
         for key, view in parts(state[name], source, fused_sizes(model, name)):
-            entries.append(_entry(key.removeprefix(family.prefix) if bare else key, view))
+            copies = () if model.spec.tie_embeddings else family.untied.get(key, ())
+            entries += [_entry(family.stored_name(one, architecture), view) for one in (key, *copies)]
     return config, entries
 
 
@@ -163,9 +195,12 @@ def describe(model: Model) -> tuple[Family, dict[str, Any]] | None:
 def complete(family: Family, config: dict[str, Any], model: Model) -> dict[str, Any]:
     """`config` with what says the heads: architectures, labels; and under "nalanda" what only we read."""
     names: dict[str, str] = {}
+    shape = family.shape(config)
     for name, spec in model.head_specs.items():
         head = family.head(name, spec.kind)
         names[name] = head.name if head is not None else name
+        if head is not None and head.says is not None and head.spec(shape, config) != spec:
+            config |= head.says(spec)
         size = getattr(spec, "classes", 0) if spec.kind in ("sequence", "places") else 0
         if size and name != "next_sentence" and len(config.get("id2label") or {}) != size:
             config["id2label"] = {str(index): f"LABEL_{index}" for index in range(size)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,19 +57,24 @@ def fill(
     Raises RunError naming file and key for what is missing, of another shape, or left over.
     """
     index, tied = _index(weights.keys(), policy.family), model.tied()
-    missing = _check(model, found, weights, index, policy)
-    _check_left_over(weights, index, found, missing, policy, model.spec.tie_embeddings)
+    replaced = _stand_in(index, policy.family, model.spec.tie_embeddings)
+    zeros = _zeros(found, index, policy.family)
+    stored = {name: source for name, source in found.items() if name not in zeros}
+    missing = _check(model, stored, weights, index, policy)
+    _check_left_over(weights, index, stored, {*missing, *replaced}, policy, model.spec.tie_embeddings)
     empty = model.state_dict(keep_vars=True)
     for name, source in found.items():
         real = torch.empty(
             empty[name].shape, dtype=dtype if empty[name].is_floating_point() else empty[name].dtype
         )
-        if name not in missing:
+        if name in zeros:
+            real.zero_()
+        elif name not in missing:
             for key, view in parts(real, source, fused_sizes(model, name)):
                 weights.read(index[key], out=view)
         _put(model, name, real)
-    for name, stored in tied.items():
-        _put(model, name, model.get_parameter(stored))
+    for name, kept_as in tied.items():
+        _put(model, name, model.get_parameter(kept_as))
     _initialize(model, missing, found)
     if missing:
         heads = sorted({found[name].head for name in missing})
@@ -88,6 +94,40 @@ def _index(keys: Collection[str], family: Family | None) -> dict[str, str]:
         if family is not None:
             index.setdefault(family.full_name(name), key)
     return index
+
+
+def _stand_in(index: dict[str, str], family: Family | None, tied: bool) -> set[str]:
+    """Of tensors that are one, any may be the one that is stored. Returns stored keys that others stand in for."""
+    if family is None:
+        return set()
+    for alias, key in family.aliases.items():
+        if alias in index and (tied or not _of_a_head(family, alias)):
+            index.setdefault(key, index[alias])
+    replaced = set()
+    for key, copies in family.untied.items() if not tied else ():
+        copy = next((index[copy] for copy in copies if copy in index), None)
+        if copy is not None:
+            replaced |= {index[key]} if key in index else set()
+            index[key] = copy
+    return replaced
+
+
+def _zeros(found: Mapping[str, Source], index: Mapping[str, str], family: Family | None) -> set[str]:
+    """Our parameters that are zeros because their keys are absent."""
+    zeros = set(family.zeros) - set(index) if family is not None else set()
+    return {name for name, source in found.items() if zeros.issuperset(source.keys)}
+
+
+def settled(family: Family, config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+    """config.json as the tensors say it, in families where it does not tell whether the output matrix is stored."""
+    if family.settle is None:
+        return dict(config)
+    index = _index(weights.keys(), family)
+    key, tied = index.get(family.output), index.get(family.aliases[family.output])
+    own = key is not None and tied is not None
+    if own and config.get("tie_word_embeddings", True):
+        own = not torch.equal(weights.read(str(key)), weights.read(str(tied)))
+    return family.settle(config, own)
 
 
 def _check(
@@ -118,16 +158,17 @@ def _check_left_over(
     weights: Weights,
     index: Mapping[str, str],
     found: Mapping[str, Source],
-    missing: Collection[str],
+    unread: Collection[str],
     policy: Policy,
     tied: bool,
 ) -> None:
-    """Every stored tensor has a place, repeats one that has, or says nothing; else RunError."""
-    used = {index[key] for name, source in found.items() if name not in missing for key in source.keys}
+    """Every stored tensor has a place, repeats one that has, or says nothing; else RunError. `unread`: parameters
+    of ours that are not read, and stored keys that are not."""
+    used = {index[key] for name, source in found.items() if name not in unread for key in source.keys}
     family, names = policy.family, _names(index)
     dropped: list[str] = []
     for key in weights.keys():  # noqa: SIM118 (a Weights is no mapping)
-        if key in used or _fits(names[key], policy.ignore):
+        if key in used or key in unread or _fits(names[key], policy.ignore):
             continue
         if family is not None:
             if _fits(names[key], family.derived):

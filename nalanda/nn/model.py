@@ -40,6 +40,8 @@ class Model(nn.Module):
         self.head_specs = dict(heads)
         self.origin: dict[str, Any] = {}
         """config.json's values of the checkpoint that the model was read from: what else it says is saved again."""
+        self.generation: dict[str, Any] = {}
+        """generation_config.json's values: how the model's makers decode with it."""
         self.transformer = Transformer(spec)
         self.heads = nn.ModuleDict(
             {name: build_head(head, spec, self.transformer.tokens) for name, head in self.head_specs.items()}

@@ -139,8 +139,10 @@ class BlockSpec(Config):
     cross: AttentionSpec | None = None
     feedforward: FeedForwardSpec | MoESpec = Field(discriminator="kind")
     norm: NormSpec = NormSpec()
-    norm_place: Literal["pre", "post", "sandwich", "output"] = Field("pre", description="see nn/block.py")
-    attention_norm: bool = Field(True, description="False: self-attention reads the stream as it is")
+    norm_place: Literal["pre", "post", "sandwich", "output"] = Field(
+        default="pre", description="see nn/block.py"
+    )
+    attention_norm: bool = Field(default=True, description="False: self-attention reads the stream as it is")
     dropout: Probability = Field(default=0.0, description="of each sub-layer's output, before it is added")
 
 
@@ -255,14 +257,15 @@ class SpanHeadSpec(PlacesHeadSpec):
     """Start and end logits at every place: extractive question answering."""
 
     kind: Literal["span"] = "span"  # type: ignore[assignment]
-    classes: Literal[2] = 2  # type: ignore[assignment]
+    classes: Literal[2] = 2
 
 
 class EmbeddingHeadSpec(Config):
-    """One vector for each row: sentence embeddings. It has no weights of its own."""
+    """One vector for each row: sentence embeddings. Without `pooler` it has no weights of its own."""
 
     kind: Literal["embedding"] = "embedding"
     place: Literal["first", "last", "mean"] = "mean"
+    pooler: bool = Field(default=False, description="a dense layer and tanh after pooling (BERT's pooler)")
     normalize: bool = Field(default=True, description="to length 1, so that a dot product is the cosine")
 
 

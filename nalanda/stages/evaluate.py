@@ -23,11 +23,12 @@ from nalanda.evaluate.scoring import Settings
 from nalanda.evaluate.translation import compare, evaluate_translations
 from nalanda.generate.decode import generate
 from nalanda.generate.options import DecodeConfig
+from nalanda.generate.prompting import ENGLISH
 from nalanda.generate.scoring import log_probabilities
 from nalanda.stages.language_model import held_out_texts, likelihood
 from nalanda.stages.pipeline import model_folder
 from nalanda.stages.stage import Context, Stage
-from nalanda.stages.use import check_translator, load, source_ids
+from nalanda.stages.use import check_translator, open_model
 
 
 class EvaluateStage(Config):
@@ -64,7 +65,7 @@ def test_rows(config: EvaluateStage) -> list[Document]:
 
 def run(config: EvaluateStage, run: Run, context: Context) -> dict[str, Any]:
     """Translations or likelihoods, as the first model's kind wants."""
-    model, _ = load(next(iter(config.models.values())))
+    model = open_model(next(iter(config.models.values()))).model
     if model.spec.decoder and not model.spec.encoder:
         return score_language_models(config, context)
     return score_translations(config, run, context)
@@ -75,12 +76,12 @@ def score_language_models(config: EvaluateStage, context: Context) -> dict[str, 
     texts = held_out_texts(config.corpus, config.split, config.rows)
     scores: dict[str, Any] = {}
     for name, place in config.models.items():
-        model, tokenizer = load(place)
-        if model.spec.encoder:
+        opened = open_model(place)
+        if opened.model.spec.encoder:
             raise DataError(
                 f"models.{name}: {place} is not a decoder, but the first model is; score them apart"
             )
-        scores[name] = likelihood(model, tokenizer, texts, context).scores(config.scoring)
+        scores[name] = likelihood(opened, texts, context).scores(config.scoring)
     name, first = next(iter(scores.items()))
     headline = (
         f"{name}: {first['bits_per_byte']:.3f} bits per byte [{first['bits_per_byte_low']:.3f}, "
@@ -166,14 +167,28 @@ def translate(
     config: EvaluateStage, place: Path, rows: list[Document], context: Context
 ) -> list[Translation]:
     """A model's translations of the rows, with the likelihood of the references where asked for."""
-    model, tokenizer = load(place)
-    check_translator(model, place)
-    prompts = source_ids(tokenizer, [d.text for d in rows], [d.target_language for d in rows])
-    found = generate(model, prompts, tokenizer, config.decoding, progress=context.progress)
+    opened = open_model(place)
+    check_translator(opened.model, place)
+    prompting, tokenizer = opened.prompting, opened.tokenizer
+    sources = [prompting.source(d.text, d.target_language, d.language or ENGLISH) for d in rows]
+    prompts = [source.ids for source in sources]
+    starts, forced = [source.start for source in sources], [source.forced for source in sources]
+    found = generate(
+        opened.model,
+        prompts,
+        prompting,
+        config.decoding,
+        starts=starts,
+        forced=forced,
+        progress=context.progress,
+    )
     if not config.likelihood:
         return [_row(d, g.text) for d, g in zip(rows, found)]
-    targets = [[*ids, tokenizer.eos] for ids in tokenizer.encode_batch([d.target or "" for d in rows])]
-    likelihoods = log_probabilities(model, prompts, targets, bos=tokenizer.bos, progress=context.progress)
+    written = tokenizer.target.encode_batch([d.target or "" for d in rows])
+    first = [[] if token is None else [token] for token in forced]
+    targets = [[*tag, *ids, prompting.eos] for tag, ids in zip(first, written)]
+    scored = log_probabilities(opened.model, prompts, targets, bos=starts, progress=context.progress)
+    likelihoods = [row[len(tag) :] for row, tag in zip(scored, first)]  # a tag that is given is not predicted
     return [_row(d, g.text, -sum(l), len(l)) for d, g, l in zip(rows, found, likelihoods)]
 
 

@@ -18,9 +18,8 @@ from nalanda.evaluate.scoring import Settings
 from nalanda.generate.scoring import log_probabilities
 from nalanda.metrics.bootstrap import interval
 from nalanda.metrics.language_model import bits_per_byte, perplexity
-from nalanda.nn.model import Model
 from nalanda.stages.stage import Context
-from nalanda.tokenizer.tokenizer import Tokenizer
+from nalanda.stages.use import Opened
 
 
 @dataclass(frozen=True)
@@ -73,18 +72,20 @@ def _pieces(ids: list[int], room: int) -> Iterator[list[int]]:
         yield ids[start : start + room]
 
 
-def likelihood(model: Model, tokenizer: Tokenizer, texts: list[str], context: Context) -> Likelihood:
-    """How likely `model` finds each text."""
+def likelihood(opened: Opened, texts: list[str], context: Context) -> Likelihood:
+    """How likely the model finds each text."""
+    model, tokenizer = opened.model, opened.tokenizer
+    first, end = opened.prompting.prompt("")[:1], opened.prompting.eos
     limits = [position.limit for _, _, position in model.spec.stacks() if position.limit is not None]
     room = min(limits, default=4096)
     targets: list[list[int]] = []
     owner: list[int] = []
     for index, ids in enumerate(tokenizer.encode_batch(texts)):
-        for piece in _pieces([*ids, tokenizer.eos], room):
+        for piece in _pieces([*ids, end], room):
             targets.append(piece)
             owner.append(index)
-    prompts = [[tokenizer.bos]] * len(targets)
-    rows = log_probabilities(model, prompts, targets, bos=tokenizer.bos, progress=context.progress)
+    prompts = [first] * len(targets)
+    rows = log_probabilities(model, prompts, targets, bos=first[0], progress=context.progress)
     counts = np.zeros((len(texts), 3))
     for index, row in zip(owner, rows, strict=True):
         counts[index, 0] -= sum(row)

@@ -134,8 +134,13 @@ def last_metrics(path: Path) -> dict[str, Any]:
 def model_folder(place: Path) -> Path:
     """The model folder that `place` means: itself, a stage's model/, or a pipeline's output stage's model/.
 
+    A GGUF file is itself, and a name like org/name that is no path here means the hub's model, fetched once.
     Raises RunError where there is none yet.
     """
+    if not place.is_dir():
+        from nalanda.models.place import resolve
+
+        return resolve(place)
     if (place / "config.json").exists():
         return place
     if (place / "model" / "config.json").exists():

@@ -25,6 +25,7 @@ from nalanda.data.mixture import MixtureConfig
 from nalanda.data.pairs import PairsConfig
 from nalanda.data.preview import check_source
 from nalanda.data.source import DataConfig, Source
+from nalanda.generate.prompting import Prompting
 from nalanda.models.exchange import load_model
 from nalanda.models.plain import ModelConfig, build_spec
 from nalanda.models.upcycle import UpcycleConfig, upcycle
@@ -248,14 +249,15 @@ def run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
 
 def _run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
     tokenizer, train, dev, model = prepare(config, run.path, context)
+    prompting = Prompting(tokenizer, model.spec, model.generation)
     hooks: list[Hook] = balance_hooks(config.objective)
     if dev is not None and config.evaluation is not None:
         hooks.append(Evaluation(config.evaluation, dev, config.objective))
     if config.translations is not None and isinstance(config.data, PairsConfig):
         rows = _dev_pairs(config.data, config.translations.rows)
-        hooks.append(Translations(config.translations, rows, tokenizer))
+        hooks.append(Translations(config.translations, rows, prompting))
     if config.samples is not None:
-        hooks.append(continuations(config.samples, tokenizer))
+        hooks.append(continuations(config.samples, prompting))
     if config.tensorboard:
         hooks.append(TensorBoard(run.path / "tensorboard"))
     result = fit(

@@ -1,37 +1,70 @@
-"""A trained model at work: translate, generate, chat."""
+"""A trained model at work: translate, generate, chat; ours, or one by its folder, GGUF file or name on the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from nalanda.base.errors import DataError
+from nalanda.base.errors import DataError, RunError
 from nalanda.config import override, parse
 from nalanda.generate.decode import generate as decode
 from nalanda.generate.options import DecodeConfig
+from nalanda.generate.prompting import ENGLISH, Prompting, Source
 from nalanda.models.exchange import load_model
 from nalanda.nn.model import Model
+from nalanda.nn.spec import HeadSpec
 from nalanda.stages.pipeline import model_folder
 from nalanda.text.language import Language
 from nalanda.text.normalize import nfc
 from nalanda.tokenizer.tokenizer import Tokenizer
 
 
-def load(place: Path) -> tuple[Model, Tokenizer]:
-    """The model and tokenizer of a run, a stage or a model folder. Raises RunError where there is none."""
+@dataclass(frozen=True)
+class Opened:
+    """A model with its tokenizer, and how it is spoken to."""
+
+    model: Model
+    tokenizer: Tokenizer
+    prompting: Prompting
+
+
+def _silent(text: str) -> None:
+    return None
+
+
+def open_model(
+    place: Path, heads: Mapping[str, HeadSpec] | None = None, note: Callable[[str], None] = _silent
+) -> Opened:
+    """The model of a run, a stage, a folder, a GGUF file or a name on the hub.
+
+    Raises RunError where there is none, and where its tokenizer has ids that the model has no vectors for.
+    """
     folder = model_folder(place)
-    return load_model(folder), Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder)
+    model = load_model(folder, heads, note=note)
+    check_size(tokenizer, model, folder)
+    return Opened(model, tokenizer, Prompting(tokenizer, model.spec, model.generation))
+
+
+def load(place: Path) -> tuple[Model, Tokenizer]:
+    """The model and tokenizer of `open_model`."""
+    opened = open_model(place)
+    return opened.model, opened.tokenizer
+
+
+def check_size(tokenizer: Tokenizer, model: Model, place: Path) -> None:
+    """Raises RunError for a tokenizer with more ids than the model has embeddings."""
+    if tokenizer.vocabulary > model.spec.vocabulary:
+        raise RunError(
+            f"{place}: its tokenizer has {tokenizer.vocabulary:,} ids, its model {model.spec.vocabulary:,} "
+            "embeddings (vocab_size in config.json); they do not belong together"
+        )
 
 
 def options(default: DecodeConfig, assignments: list[str]) -> DecodeConfig:
     """Decoding options from the command line, laid over `default`."""
     return parse(DecodeConfig, override(default.to_dict(), assignments), "--set")
-
-
-def source_ids(tokenizer: Tokenizer, texts: list[str], codes: list[str]) -> list[list[int]]:
-    """Encoder input as in training: [TAG of the target language] tokens [EOS]."""
-    encoded = tokenizer.encode_batch([nfc(text.strip()) for text in texts])
-    return [[tokenizer.language(code), *ids, tokenizer.eos] for ids, code in zip(encoded, codes)]
 
 
 def check_translator(model: Model, place: Path) -> None:
@@ -42,59 +75,105 @@ def check_translator(model: Model, place: Path) -> None:
         )
 
 
-def _languages(codes: list[str], tokenizer: Tokenizer) -> list[str]:
+def _languages(codes: list[str], tokenizer: Tokenizer) -> list[str | None]:
     if not codes:
+        if tokenizer.tag_style is None:
+            return [None]  # a model of one language pair, or one that is told in words (T5)
         raise DataError("--to: name at least one language, for example --to hin_Deva")
-    found = [Language.find(code).code for code in codes]
-    for code in found:
-        tokenizer.language(code)
-    return found
+    found = [code if code in tokenizer.languages else Language.find(code).code for code in codes]
+    if tokenizer.tag_style is not None:
+        for code in found:
+            tokenizer.language(code)
+    return list(found)
 
 
-def translate(place: Path, texts: list[str], to: list[str], assignments: list[str]) -> Iterator[str]:
+def _transduce(opened: Opened, sources: list[Source], config: DecodeConfig) -> list[str]:
+    starts, forced = [source.start for source in sources], [source.forced for source in sources]
+    prompts = [source.ids for source in sources]
+    found = decode(opened.model, prompts, opened.prompting, config, starts=starts, forced=forced)
+    return [generation.text for generation in found]
+
+
+def translate(
+    place: Path, texts: list[str], to: list[str], assignments: list[str], of: str = ENGLISH
+) -> Iterator[str]:
     """One line for each text and language: text alone for one language, `code<TAB>text` for several."""
-    model, tokenizer = load(place)
-    check_translator(model, place)
-    codes = _languages(to, tokenizer)
+    opened = open_model(place)
+    check_translator(opened.model, place)
+    codes = _languages(to, opened.tokenizer)
     config = options(DecodeConfig(kind="beam", beams=4), assignments)
     wanted = [(text, code) for text in texts for code in codes]
-    full = [(text, code) for text, code in wanted if text.strip()]
-    prompts = source_ids(tokenizer, [text for text, _ in full], [code for _, code in full])
-    results = iter(decode(model, prompts, tokenizer, config) if prompts else [])
+    sources = [opened.prompting.source(text, code, of) for text, code in wanted if text.strip()]
+    results = iter(_transduce(opened, sources, config) if sources else [])
     for text, code in wanted:
-        line = next(results).text.replace("\n", " ") if text.strip() else ""
+        line = next(results).replace("\n", " ") if text.strip() else ""
         yield line if len(codes) == 1 else f"{code}\t{line}"
 
 
 def generate(place: Path, prompts: list[str], assignments: list[str]) -> Iterator[str]:
     """Each prompt with what the model adds to it."""
-    model, tokenizer = load(place)
-    if model.spec.encoder or not model.spec.decoder:
-        raise DataError(f"{place}: not a decoder model; use 'nalanda translate' for an encoder-decoder")
+    opened = open_model(place)
+    _check_decoder(opened.model, place)
     config = options(DecodeConfig(kind="sample", temperature=0.8, top_p=0.95), assignments)
-    ids = [[tokenizer.bos, *tokenizer.encode(nfc(prompt))] for prompt in prompts]
-    for prompt, result in zip(prompts, decode(model, ids, tokenizer, config) if ids else []):
+    ids = [opened.prompting.prompt(prompt) for prompt in prompts]
+    for prompt, result in zip(prompts, decode(opened.model, ids, opened.prompting, config) if ids else []):
         yield prompt + result.text
+
+
+def _check_decoder(model: Model, place: Path) -> None:
+    if not model.spec.decoder:
+        raise DataError(
+            f"{place}: an encoder, which cannot write; it can be trained or looked at (nalanda inspect)"
+        )
+    if model.spec.encoder:
+        raise DataError(f"{place}: not a decoder model; use 'nalanda translate' for an encoder-decoder")
 
 
 def chat(
     place: Path, to: str, assignments: list[str], ask: Callable[[], str | None], say: Callable[[str], None]
 ) -> None:
-    """Answers line by line until `ask` gives None. A decoder sees the whole conversation, a translator each line."""
-    model, tokenizer = load(place)
-    if model.spec.encoder:
-        check_translator(model, place)
-        code = _languages([to] if to else [], tokenizer)[0]
+    """Answers line by line until `ask` gives None.
+
+    A model with a chat template sees the conversation as that writes it, another decoder the lines so far, a
+    translator each line alone.
+    """
+    opened = open_model(place)
+    if opened.model.spec.encoder:
+        check_translator(opened.model, place)
+        code = _languages([to] if to else [], opened.tokenizer)[0]
         config = options(DecodeConfig(kind="beam", beams=4), assignments)
         while (line := ask()) is not None:
-            say(decode(model, source_ids(tokenizer, [line], [code]), tokenizer, config)[0].text)
-        return
+            say(_transduce(opened, [opened.prompting.source(line, code)], config)[0])
+    elif opened.tokenizer.chat_template is not None:
+        _converse(opened, assignments, ask, say)
+    else:
+        _go_on(opened, assignments, ask, say)
+
+
+def _converse(
+    opened: Opened, assignments: list[str], ask: Callable[[], str | None], say: Callable[[str], None]
+) -> None:
+    config = options(DecodeConfig(kind="sample", temperature=0.8, top_p=0.95, max_length=512), assignments)
+    messages: list[dict[str, str]] = []
+    while (line := ask()) is not None:
+        messages.append({"role": "user", "content": line})
+        answer = decode(opened.model, [opened.prompting.chat(messages)], opened.prompting, config)[
+            0
+        ].text.strip()
+        messages.append({"role": "assistant", "content": answer})
+        say(answer)
+
+
+def _go_on(
+    opened: Opened, assignments: list[str], ask: Callable[[], str | None], say: Callable[[str], None]
+) -> None:
+    tokenizer = opened.tokenizer
     config = options(DecodeConfig(kind="sample", temperature=0.8, top_p=0.95, stop=("\n",)), assignments)
-    history = [tokenizer.bos]
+    start, history = opened.prompting.prompt("")[:1], []
     while (line := ask()) is not None:
         history += tokenizer.encode(nfc(line) + "\n")
-        room = _room(model, config)
-        answer = decode(model, [[tokenizer.bos, *history[1:][-room:]]], tokenizer, config)[0]
+        seen = [*start, *history[-_room(opened.model, config) :]]
+        answer = decode(opened.model, [seen], opened.prompting, config)[0]
         history += [*answer.ids, *tokenizer.encode("\n")]
         say(answer.text.strip())
 

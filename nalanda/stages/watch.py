@@ -15,11 +15,9 @@ from nalanda.config import Config
 from nalanda.corpus.document import Document
 from nalanda.generate.decode import generate
 from nalanda.generate.options import DecodeConfig
+from nalanda.generate.prompting import ENGLISH, Prompting
 from nalanda.metrics.overlap import chrf
 from nalanda.nn.model import Model
-from nalanda.stages.use import source_ids
-from nalanda.text.normalize import nfc
-from nalanda.tokenizer.tokenizer import Tokenizer
 from nalanda.train.hooks import Hook, Moment, Sampling, evaluating
 
 
@@ -37,11 +35,11 @@ class Translations(Hook):
 
     name = "translations"
 
-    def __init__(self, config: TranslationsConfig, rows: list[Document], tokenizer: Tokenizer) -> None:
+    def __init__(self, config: TranslationsConfig, rows: list[Document], prompting: Prompting) -> None:
         if not rows:
             raise DataError("translations: the dev split has no pairs to translate; set translations: null")
-        self.config, self.rows, self.tokenizer = config, rows, tokenizer
-        self.prompts = source_ids(tokenizer, [d.text for d in rows], [d.target_language for d in rows])
+        self.config, self.rows, self.prompting = config, rows, prompting
+        self.sources = [prompting.source(d.text, d.target_language, d.language or ENGLISH) for d in rows]
         self.decoding = DecodeConfig(kind="greedy", max_length=config.max_length, batch_tokens=65536)
 
     def after_step(self, moment: Moment) -> None:
@@ -53,7 +51,10 @@ class Translations(Hook):
 
     def translate(self, model: Model) -> dict[str, Any]:
         """The score of all rows and the first ones in full."""
-        found = [result.text for result in generate(model, self.prompts, self.tokenizer, self.decoding)]
+        prompts = [source.ids for source in self.sources]
+        starts, forced = [s.start for s in self.sources], [s.forced for s in self.sources]
+        results = generate(model, prompts, self.prompting, self.decoding, starts=starts, forced=forced)
+        found = [result.text for result in results]
         score = chrf(found, [row.target or "" for row in self.rows])
         samples = [
             {"source": row.text, "reference": row.target, "hypothesis": text}
@@ -71,15 +72,15 @@ class SamplesConfig(Config):
     temperature: float = Field(default=0.8, gt=0)
 
 
-def continuations(config: SamplesConfig, tokenizer: Tokenizer) -> Sampling:
+def continuations(config: SamplesConfig, prompting: Prompting) -> Sampling:
     """The hook that writes them; the same seeds each time, so that samples show the model's change alone."""
     decoding = DecodeConfig(
         kind="sample", temperature=config.temperature, max_length=config.max_length, seed=0
     )
-    prompts = [[tokenizer.bos, *tokenizer.encode(nfc(prompt))] for prompt in config.prompts]
+    prompts = [prompting.prompt(prompt) for prompt in config.prompts]
 
     def sample(model: Model) -> list[str]:
-        found = generate(model, prompts, tokenizer, decoding)
+        found = generate(model, prompts, prompting, decoding)
         return [prompt + result.text for prompt, result in zip(config.prompts, found)]
 
     return Sampling(config.every, sample)

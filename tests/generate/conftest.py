@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nalanda.nn.model import Model
+from nalanda.nn.rotary import RotarySpec
 from nalanda.nn.spec import (
     AttentionSpec,
     BlockSpec,
@@ -25,6 +26,7 @@ class Letters:
     """Ids 0-3 are pad, bos, eos and a tag, the others letters; the model has one id more than the tokenizer."""
 
     vocabulary, pad, bos, eos, special_ids = VOCABULARY - 1, 0, 1, 2, frozenset({0, 1, 2, 3})
+    ends = (2,)
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(ord("a") + i - 4) for i in ids if i > 3)
@@ -34,7 +36,7 @@ def block(cross: bool, **changes: object) -> BlockSpec:
     options = {
         "heads": 2,
         "kv_heads": None,
-        "rotary": False,
+        "rotary": None,
         "window": None,
         "place": "pre",
         "norm": "layer",
@@ -52,15 +54,13 @@ def block(cross: bool, **changes: object) -> BlockSpec:
 
 def stacks() -> dict[str, dict[str, object]]:
     """What differs between the models, by name."""
-    learned, rotary = PositionSpec(kind="learned", max_length=24), PositionSpec(kind="rotary")
+    learned = PositionSpec(kind="learned", max_length=24)
     relative, sinusoidal = PositionSpec(kind="relative"), PositionSpec(kind="sinusoidal", max_length=64)
-    turned = {"rotary": True, "norm": "rms"}
+    turned = {"rotary": RotarySpec(), "norm": "rms"}
     return {
         "seq2seq rotary": {
             "encoder": (block(False, **turned),) * 2,
             "decoder": (block(True, **turned),) * 2,
-            "encoder_position": rotary,
-            "decoder_position": rotary,
         },
         "seq2seq sinusoidal post": {
             "encoder": (block(False, place="post"),),
@@ -75,10 +75,7 @@ def stacks() -> dict[str, dict[str, object]]:
             "decoder_position": relative,
         },
         "decoder learned": {"decoder": (block(False),) * 2, "decoder_position": learned},
-        "decoder rotary grouped window": {
-            "decoder": (block(False, kv_heads=1, window=5, **turned),) * 2,
-            "decoder_position": rotary,
-        },
+        "decoder rotary grouped window": {"decoder": (block(False, kv_heads=1, window=5, **turned),) * 2},
         "decoder relative": {"decoder": (block(False),) * 2, "decoder_position": relative},
     }
 

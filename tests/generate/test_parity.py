@@ -31,6 +31,7 @@ class Numbers:
 
     def __init__(self, bos: int, eos: int) -> None:
         self.bos, self.eos, self.special_ids = bos, eos, frozenset({PAD, eos, bos})
+        self.ends = (eos,)
 
     def decode(self, ids: Any) -> str:
         return " ".join(map(str, ids))

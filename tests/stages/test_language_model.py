@@ -10,12 +10,14 @@ import torch
 
 from nalanda.base.errors import DataError
 from nalanda.evaluate.scoring import Settings
+from nalanda.generate.prompting import Prompting
 from nalanda.models.plain import ModelConfig, build_spec
 from nalanda.nn.model import Model
 from nalanda.nn.spec import TokensHeadSpec
 from nalanda.stages.evaluate import EvaluateStage, run
 from nalanda.stages.language_model import held_out_texts, likelihood
 from nalanda.stages.stage import Context
+from nalanda.stages.use import Opened
 from nalanda.tokenizer.tokenizer import Tokenizer
 from nalanda.tokenizer.train import TokenizerConfig, train
 
@@ -33,6 +35,10 @@ def model(tokenizer: Tokenizer, **changes: object) -> Model:
     return Model(build_spec(config, tokenizer.vocabulary), {"tokens": TokensHeadSpec()}).eval()
 
 
+def opened(network: Model, tokenizer: Tokenizer) -> Opened:
+    return Opened(network, tokenizer, Prompting(tokenizer, network.spec))
+
+
 def nats(network: Model, tokenizer: Tokenizer, ids: list[int]) -> float:
     row = torch.tensor([[tokenizer.bos, *ids]])
     with torch.no_grad():
@@ -42,7 +48,7 @@ def nats(network: Model, tokenizer: Tokenizer, ids: list[int]) -> float:
 
 def test_scores_are_the_sums_by_hand(tokenizer: Tokenizer) -> None:
     network = model(tokenizer)
-    found = likelihood(network, tokenizer, TEXTS, Context())
+    found = likelihood(opened(network, tokenizer), TEXTS, Context())
     encoded = [[*tokenizer.encode(text), tokenizer.eos] for text in TEXTS]
     total = sum(nats(network, tokenizer, ids) for ids in encoded)
     scores = found.scores(Settings(resamples=200))
@@ -55,7 +61,7 @@ def test_scores_are_the_sums_by_hand(tokenizer: Tokenizer) -> None:
 
 def test_a_text_longer_than_the_positions_is_scored_in_pieces(tokenizer: Tokenizer) -> None:
     network = model(tokenizer, position="learned", max_length=6)
-    found = likelihood(network, tokenizer, TEXTS, Context())
+    found = likelihood(opened(network, tokenizer), TEXTS, Context())
     for text, (total, tokens, _) in zip(TEXTS, found.counts_N3):
         ids = [*tokenizer.encode(text), tokenizer.eos]
         pieces = [ids[i : i + 6] for i in range(0, len(ids), 6)]

@@ -1,0 +1,169 @@
+"""How a model is spoken to: what stands around a text, what a decoder starts from, which tokens end it.
+
+    prompting = Prompting(tokenizer, model.spec, model.generation)
+    prompts = [prompting.prompt(text) for text in texts]                      # a decoder goes on from these
+    sources = [prompting.source(text, to="hin_Deva") for text in texts]       # an encoder-decoder translates these
+    generate(model, prompts, prompting, config)
+
+Models of ours read BOS x, translators <2hin_Deva> x EOS. Models of others read what their tokenizer puts around a
+text, and what they were trained to see as tags:
+
+    source             decoder begins with   style of tags
+    >>hin<< x </s>     start                 marian, indictrans (and ours)
+    src x </s>         start, tag            nllb, m2m100, mbart (of 50 languages)
+    x </s> src         tag                   mbart (of 25 languages), which has no other start
+    x </s>             start                 none: T5, BART
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nalanda.base.errors import DataError
+from nalanda.generate.chat_template import render
+from nalanda.nn.spec import Spec
+from nalanda.text.language import Language
+from nalanda.text.normalize import nfc
+from nalanda.tokenizer.tokenizer import ROLES, Tokenizer
+
+SOURCE_TAGGED = ("nalanda", "marian", "indictrans")
+"""Styles in which the source names the language to write."""
+ENGLISH = "eng_Latn"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoder's input; what the decoder starts from, and what it says first (None: what it likes)."""
+
+    ids: list[int]
+    start: int
+    forced: int | None = None
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """See the heading of the file. It is also what decoding needs of a tokenizer (`options.Vocabulary`).
+
+    generation: values of generation_config.json (or of an older config.json), with Hugging Face's names.
+    """
+
+    tokenizer: Tokenizer
+    spec: Spec
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a tokenizer that Nalanda trained: special tokens are ours, nothing stands around a text."""
+        return self.tokenizer.roles.items() >= ROLES.items() and self.tokenizer.affixes == ([], [])
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids the tokenizer has."""
+        return self.tokenizer.vocabulary
+
+    @property
+    def pad(self) -> int:
+        """What fills rows."""
+        return self.tokenizer.pad
+
+    @property
+    def bos(self) -> int:
+        """What a decoder starts from; beside an encoder, its start token."""
+        start = self._number("decoder_start_token_id") if self.spec.encoder else None
+        if start is None:
+            start = self.tokenizer.role("bos")
+        if start is None and self.spec.encoder:
+            start = self.tokenizer.role("pad")
+        return self.eos if start is None else start
+
+    @property
+    def eos(self) -> int:
+        """The id that ends a text; where several do, the first."""
+        return next(iter(self._numbers("eos_token_id")), self.tokenizer.eos)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All ids that end a text: chat models end their turn with one and a document with another."""
+        return self._numbers("eos_token_id") or (self.eos,)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that are never generated. Models of others may say what they like, unless their files forbid it."""
+        if self.own:
+            return self.tokenizer.special_ids
+        bad = [row[0] for row in self.generation.get("bad_words_ids") or () if len(row) == 1]
+        return frozenset([*(self.generation.get("suppress_tokens") or ()), *bad])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+        return self.tokenizer.target.decode(ids)
+
+    def prompt(self, text: str) -> list[int]:
+        """What a decoder reads before it goes on from `text`."""
+        ids = self.tokenizer.encode(nfc(text) if self.own else text)
+        if self.own:
+            return [self.tokenizer.bos, *ids]
+        prefix = self.tokenizer.affixes[0]
+        return [*prefix, *ids] or [self.bos]
+
+    def around(self, text: str) -> list[int]:
+        """What an encoder reads of `text` alone."""
+        if self.own:
+            return [self.tokenizer.bos, *self.tokenizer.encode(nfc(text)), self.tokenizer.eos]
+        prefix, suffix = self.tokenizer.affixes
+        return [*prefix, *self.tokenizer.encode(text), *suffix]
+
+    def source(self, text: str, to: str | None = None, of: str = ENGLISH) -> Source:
+        """What an encoder-decoder reads to write `text` in language `to`; `of`: the language of `text`.
+
+        Raises DataError for a language that the model has no tag for, and where its tags need `to`.
+        """
+        tokenizer, style = self.tokenizer, self.tokenizer.tag_style
+        ids = tokenizer.encode(nfc(text.strip()) if self.own else text)
+        if style is None:
+            prefix, suffix = tokenizer.affixes
+            return Source([*prefix, *ids, *suffix], self.bos, self._number("forced_bos_token_id"))
+        if to is None:
+            raise DataError(
+                f"name the language to write; the model knows {', '.join(tokenizer.languages[:8])} ..."
+            )
+        tag = tokenizer.language(Language.find(to).code if self.own else self._code(to))
+        if style in SOURCE_TAGGED:
+            return Source([tag, *ids, tokenizer.eos], self.bos)
+        spoken = tokenizer.language(self._code(of))
+        if self._starts_with_tag(style):
+            return Source([*ids, tokenizer.eos, spoken], tag)
+        return Source([spoken, *ids, tokenizer.eos], self.bos, tag)
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The conversation as the model's template writes it, ready for the model's answer.
+
+        Raises DataError where there is no template, or it refuses the conversation.
+        """
+        template = self.tokenizer.chat_template
+        if template is None:
+            raise DataError("the model has no chat template; use 'nalanda generate', or give it one")
+        roles = self.tokenizer.roles
+        names = {f"{role}_token": roles[role] for role in ("bos", "eos", "pad", "unk") if role in roles}
+        text = render(template, messages, names)
+        return self.tokenizer.encode_marked([text])[0]
+
+    def _starts_with_tag(self, style: str) -> bool:
+        """mBART of 25 languages: there is no start besides the tag."""
+        if style != "mbart":
+            return False
+        start = self._number("decoder_start_token_id")
+        return start is None or start in {self.tokenizer.language(code) for code in self.tokenizer.languages}
+
+    def _code(self, name: str) -> str:
+        return name if name in self.tokenizer.languages else Language.find(name).code
+
+    def _number(self, key: str) -> int | None:
+        value = self.generation.get(key)
+        return value if isinstance(value, int) else None
+
+    def _numbers(self, key: str) -> tuple[int, ...]:
+        value = self.generation.get(key)
+        return tuple(value) if isinstance(value, list) else () if value is None else (int(value),)
