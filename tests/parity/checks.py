@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from parity.pair import Outputs, Pair, forget
+from parity.pair import POOLED, Outputs, Pair, forget
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -105,7 +105,7 @@ def padded(pair: Pair, folder: Path) -> float:
             for name, value in one.items():
                 kind = pair.ours.head_specs[name].kind if name in pair.ours.head_specs else ""
                 whole = together[name][row]
-                if kind not in ("sequence", "embedding"):
+                if kind not in POOLED:
                     real = batch["source_segments" if name == "encoder" else "segments"][row] > 0
                     whole = whole[real]
                 worst = max(worst, float((whole - value[0]).abs().max()))
@@ -136,7 +136,7 @@ def packed(pair: Pair, folder: Path) -> float:
     worst = 0.0
     for number, text in enumerate(pair.texts):
         for name, value in pair.our_outputs(pair.ours, pair.batch([text])).items():
-            if name in pair.ours.head_specs and pair.ours.head_specs[name].kind in ("sequence", "embedding"):
+            if name in pair.ours.head_specs and pair.ours.head_specs[name].kind in POOLED:
                 continue
             mine = batch["source_segments" if name == "encoder" else "segments"][0] == number + 1
             worst = max(worst, float((together[name][0][mine] - value[0]).abs().max()))
@@ -237,10 +237,9 @@ def beam(pair: Pair, folder: Path) -> float | None:
 @torch.no_grad()
 def nudged(pair: Pair, folder: Path) -> float:
     """How many tensors of the checkpoint can be changed in our model without moving an output."""
-    batch = pair.batch([pair.texts[0]])
+    batch = pair.batch(pair.texts)
     names = set(pair.their_outputs(pair.theirs, pair.texts[0]))
     before = pair.our_outputs(pair.ours, batch)
-    stored = set(load_file(pair.folder / "model.safetensors"))
     generator = torch.Generator().manual_seed(5)
     still = []
     for views in pair.tensors(pair.ours).values():
@@ -249,18 +248,17 @@ def nudged(pair: Pair, folder: Path) -> float:
             view.add_(torch.randn(view.shape, generator=generator))
             after = pair.our_outputs(pair.ours, batch)
             view.copy_(old)
-            stored.discard(key)
             moved = max(float((after[n] - before[n]).abs().max()) for n in names)
-            if moved < 1e-4 and not (_KEY_BIAS.search(key) and not _turns(pair)):
+            if moved < 1e-4 and not (_KEY_BIAS.search(key) and _some_do_not_turn(pair)):
                 still.append(key)
     if still:
         raise Broken(f"changing {still} moves nothing")
     return float(len(still))
 
 
-def _turns(pair: Pair) -> bool:
+def _some_do_not_turn(pair: Pair) -> bool:
     spec = pair.ours.spec
-    return any(block.attention.rotary is not None for block in (*spec.encoder, *spec.decoder))
+    return any(block.attention.rotary is None for block in (*spec.encoder, *spec.decoder))
 
 
 AUTO = {

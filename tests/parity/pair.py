@@ -27,6 +27,8 @@ from nalanda.nn.model import Model
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 Outputs = dict[str, Tensor]
+POOLED = ("sequence", "embedding")
+"""Kinds of heads that say one thing of a whole text."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Pair:
         return [text(length) for length in self.case.lengths]
 
     def their_outputs(self, model: Any, text: Text) -> Outputs:
-        """What `model` says of one text: by the names of our heads, "encoder" and, without heads, "hidden"."""
+        """What `model` says of one text: by the names of our heads, "encoder" and, of a network alone, "hidden"."""
         arguments = {
             "input_ids": torch.tensor([text.ids]),
             "attention_mask": torch.ones(1, len(text.ids)).long(),
@@ -129,11 +131,14 @@ class Pair:
             )
             if spec.kind == "span":
                 found[name] = torch.stack([output.start_logits, output.end_logits], dim=-1)
-            elif spec.kind != "embedding":
+            elif spec.kind == "embedding":
+                found[name] = output.pooler_output
+            else:
                 found[name] = getattr(output, special) if hasattr(output, special) else output.logits
-        if getattr(output, "encoder_last_hidden_state", None) is not None:
-            found["encoder"] = output.encoder_last_hidden_state
-        return found or {"hidden": output.last_hidden_state}
+        for name, theirs in (("encoder", "encoder_last_hidden_state"), ("hidden", "last_hidden_state")):
+            if getattr(output, theirs, None) is not None:
+                found[name] = getattr(output, theirs)
+        return found
 
     def our_outputs(self, model: Model, batch: dict[str, Tensor]) -> Outputs:
         """The same from ours; "hidden" always."""
@@ -142,7 +147,7 @@ class Pair:
             batch.get("segments") if any(s.kind == "sequence" for s in model.head_specs.values()) else None
         )
         found = {
-            name: model.logits(output.hidden_BTD, name, segments if spec.kind == "sequence" else None)
+            name: model.logits(output.hidden_BTD, name, segments if spec.kind in POOLED else None)
             for name, spec in model.head_specs.items()
         }
         if output.memory is not None:
