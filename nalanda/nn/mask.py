@@ -165,7 +165,7 @@ NOTHING = Needs()
 def choose_backend(sight: Sight, learned: Tensor | None, dtype: torch.dtype, needs: Needs) -> Backend:
     """The way that was fastest, by benchmarks/results/2026-11-25_attention.md; GPU rules are by reasoning alone."""
     width, length = sight.query.length, sight.key.length
-    device = sight.key.positions_BT.device.type
+    device = _kind(sight.key)
     masked = learned is not None or not (sight.everything or sight.triangle)
     fits = not needs.dropout and needs.dim >= FLEX_DIM and width >= FLEX_FROM
     if device == "cuda" and fits and (masked or needs.scores):
@@ -177,6 +177,10 @@ def choose_backend(sight: Sight, learned: Tensor | None, dtype: torch.dtype, nee
         if width == 1 or trained or length <= (MANUAL_MASKED if masked else MANUAL_PLAIN):
             return "manual"
     return "sdpa"
+
+
+def _kind(places: Places) -> str:
+    return places.positions_BT.device.type
 
 
 def build_mask(
