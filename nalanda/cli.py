@@ -355,17 +355,11 @@ def inspect(
     model: ModelPlace,
     text: Annotated[str, typer.Option("--text", help="What the model reads.")],
     to: Annotated[str, typer.Option("--to", help="A translator's target language: hin_Deva")] = "",
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--target", help="What an encoder-decoder is to have written; without it, its own output."
-        ),
-    ] = None,
-    count: Annotated[
-        int | None, typer.Option("--generate", min=1, help="Add this many of the model's own tokens first.")
-    ] = None,
+    of: Annotated[str, typer.Option("--from", help="The text's language, where a translator is told.")] = "",
+    target: Annotated[str | None, typer.Option("--target", help="A target, not its own output.")] = None,
+    count: Annotated[int | None, typer.Option("--generate", min=1, help="Tokens it adds first.")] = None,
     layers: Annotated[str, typer.Option("--layers", help="Only these, from 1: 1,6-8")] = "",
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="The longest text, in tokens.")] = 64,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, max=512, help="The longest text.")] = 64,
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("inspect.html"),
 ) -> None:
     """See inside a model: attention, the stream layer by layer, probabilities; one HTML page.
@@ -376,7 +370,7 @@ def inspect(
     from nalanda.stages.inspect import Asked, layer_numbers, write
 
     limits = Limits(layers=layer_numbers(layers), tokens=tokens)
-    for line in write(model, Asked(text, to, target, count, limits), out):
+    for line in write(model, Asked(text, to, of, target, count, limits), out):
         _note(line)
     typer.echo(f"page in {out}")
 

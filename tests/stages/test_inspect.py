@@ -11,13 +11,16 @@ import pytest
 import torch
 
 from nalanda.base.errors import DataError, RunError
+from nalanda.evaluate.inspection import Reading
 from nalanda.generate.decode import generate
 from nalanda.generate.options import DecodeConfig
+from nalanda.generate.prompting import Prompting
 from nalanda.models.exchange import save_model
 from nalanda.models.plain import ModelConfig, build_spec
 from nalanda.nn.model import Model
 from nalanda.nn.spec import TokensHeadSpec
-from nalanda.stages.inspect import Asked, layer_numbers, read, write
+from nalanda.stages.inspect import Asked, layer_numbers, write
+from nalanda.stages.inspect import read as read_by
 from nalanda.tokenizer.tokenizer import Tokenizer
 from nalanda.tokenizer.train import TokenizerConfig, train
 
@@ -41,6 +44,10 @@ def build(kind: str, vocabulary: int) -> Model:
          "max_length": 32}
     )  # fmt: skip
     return Model(build_spec(config, vocabulary), {"tokens": TokensHeadSpec(bias=True)}).eval()
+
+
+def read(model: Model, tokenizer: Tokenizer, asked: Asked) -> Reading:
+    return read_by(model, Prompting(tokenizer, model.spec, model.generation), asked)
 
 
 def saved(folder: Path, kind: str, tokenizer: Tokenizer) -> Path:
@@ -69,7 +76,8 @@ def test_a_decoder_reads_on_what_it_writes(tokenizer: Tokenizer) -> None:
     prompt = (tokenizer.bos, *tokenizer.encode("the moon"))
     assert read(model, tokenizer, Asked("the moon")).stream == prompt
     longer = read(model, tokenizer, Asked("the moon", generate=9))
-    written = generate(model, [prompt], tokenizer, DecodeConfig(kind="greedy", max_length=9))[0]
+    prompting = Prompting(tokenizer, model.spec)
+    written = generate(model, [prompt], prompting, DecodeConfig(kind="greedy", max_length=9))[0]
     assert longer.stream == (*prompt, *written.ids)
     assert longer.generated == len(written.ids)
     assert longer.after == (tokenizer.eos if written.finish == "eos" else None)
@@ -79,7 +87,8 @@ def test_a_translator_reads_its_own_translation_or_the_one_given(tokenizer: Toke
     model = build("encoder_decoder", tokenizer.vocabulary)
     source = (tokenizer.language("hin_Deva"), *tokenizer.encode("the moon"), tokenizer.eos)
     own = read(model, tokenizer, Asked("the moon", to="hin", generate=5))
-    written = generate(model, [source], tokenizer, DecodeConfig(kind="greedy", max_length=5))[0]
+    prompting = Prompting(tokenizer, model.spec)
+    written = generate(model, [source], prompting, DecodeConfig(kind="greedy", max_length=5))[0]
     assert (own.source, own.stream) == (source, (tokenizer.bos, *written.ids))
     given = read(model, tokenizer, Asked("the moon", to="hin_Deva", target="चाँद"))
     assert given.stream == (tokenizer.bos, *tokenizer.encode("चाँद"))
@@ -89,7 +98,8 @@ def test_a_translator_reads_its_own_translation_or_the_one_given(tokenizer: Toke
 def test_an_encoder_decoder_without_languages_needs_none(untagged: Tokenizer) -> None:
     model = build("encoder_decoder", untagged.vocabulary)
     reading = read(model, untagged, Asked("the moon", target="the sun"))
-    assert reading.source == (*untagged.encode("the moon"), untagged.eos)
+    assert reading.source == tuple(Prompting(untagged, model.spec).source("the moon").ids)
+    assert reading.stream == (untagged.bos, *untagged.encode("the sun"))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +107,7 @@ def test_an_encoder_decoder_without_languages_needs_none(untagged: Tokenizer) ->
     [
         ("decoder", Asked("x", to="hin"), "--to is for a model that has an encoder and a decoder"),
         ("encoder", Asked("x", target="y"), "--target is for a model that has"),
+        ("decoder", Asked("x", of="hin"), "--from is for a model that has"),
         ("encoder", Asked("x", generate=3), "--generate: this model is an encoder"),
         ("encoder_decoder", Asked("x"), "--to: name the language.*it knows hin_Deva, tam_Taml"),
         ("encoder_decoder", Asked("x", to="hin", target=" "), "--target is empty"),
@@ -110,6 +121,18 @@ def test_an_option_that_does_not_fit_is_one_line(
     with pytest.raises(DataError, match=says) as caught:
         read(build(kind, tokenizer.vocabulary), tokenizer, asked)
     assert "\n" not in str(caught.value)
+
+
+def test_a_language_for_a_model_that_knows_none_is_one_line(untagged: Tokenizer) -> None:
+    with pytest.raises(DataError, match="--to: this model's tokenizer has no tags of languages"):
+        read(build("encoder_decoder", untagged.vocabulary), untagged, Asked("x", to="hin_Deva"))
+
+
+def test_without_a_head_nothing_is_written(tokenizer: Tokenizer) -> None:
+    model = build("decoder", tokenizer.vocabulary)
+    del model.heads["tokens"]
+    with pytest.raises(DataError, match="leave --generate out"):
+        read(model, tokenizer, Asked("x", generate=2))
 
 
 @pytest.mark.parametrize(("words", "numbers"), [("", None), ("3", (3,)), ("1, 6-8,2", (1, 6, 7, 8, 2))])
@@ -145,6 +168,6 @@ def test_texts_that_cannot_be_read_write_no_page(tokenizer: Tokenizer, tmp_path:
         write(place, Asked(" \n"), out)
     with pytest.raises(DataError, match="has 32 positions"):
         write(place, Asked("the moon " * 40), out)
-    with pytest.raises(RunError, match="no model here"):
+    with pytest.raises(RunError, match="nowhere: no"):
         write(tmp_path / "nowhere", Asked("x"), out)
     assert not out.exists()
