@@ -131,7 +131,7 @@ def last_metrics(path: Path) -> dict[str, Any]:
     return next((row for line in reversed(lines) if (row := metrics_row(line)) is not None), {})
 
 
-def model_folder(place: Path) -> Path:
+def model_folder(place: Path, *, pickled: bool = False) -> Path:
     """The model folder that `place` means: itself, a stage's model/, or a pipeline's output stage's model/.
 
     A GGUF file is itself, and a name like org/name that is no path here means the hub's model, fetched once.
@@ -140,7 +140,7 @@ def model_folder(place: Path) -> Path:
     if not place.is_dir():
         from nalanda.models.place import resolve
 
-        return resolve(place)
+        return resolve(place, pickled=pickled)
     if (place / "config.json").exists():
         return place
     if (place / "model" / "config.json").exists():
