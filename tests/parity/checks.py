@@ -238,7 +238,7 @@ def beam(pair: Pair, folder: Path) -> float | None:
 def nudged(pair: Pair, folder: Path) -> float:
     """How many tensors of the checkpoint can be changed in our model without moving an output."""
     batch = pair.batch(pair.texts)
-    names = set(pair.their_outputs(pair.theirs, pair.texts[0]))
+    names = {*pair.their_outputs(pair.theirs, pair.texts[0]), "hidden"}
     before = pair.our_outputs(pair.ours, batch)
     generator = torch.Generator().manual_seed(5)
     still = []
