@@ -66,15 +66,15 @@ def choose_heads(
         head = family.head(name, asked.kind)
         if name in present and present[name].kind == asked.kind:
             spec = present[name]
-        else:
-            spec = asked if head is None else head.spec(shape, config)
+        else:  # how vectors are pooled is for the asker to say
+            spec = asked if head is None or asked.kind == "embedding" else head.spec(shape, config)
         update = {
             key: getattr(asked, key)
             for key in ("classes", "dropout", "normalize")
             if hasattr(asked, key) and hasattr(spec, key)
         }
         chosen[name] = spec.model_copy(update=update)
-        same = [p for p in present.values() if p.kind == asked.kind]
+        same = [p for other, p in present.items() if family.head(other, p.kind) is head or other == name]
         if not any(getattr(p, "classes", None) == getattr(chosen[name], "classes", None) for p in same):
             new.add(name)
     return chosen, new
@@ -86,15 +86,18 @@ def _present(family: Family, config: Mapping[str, Any], keys: Collection[str]) -
     named = config.get("architectures") or []
     for architecture in named if isinstance(named, list) else []:
         if architecture in family.architectures:
-            return [by_name[name] for name in family.architectures[architecture]]
-    found = [
-        head
-        for head in family.heads
-        if head.rows and all(_has(row.theirs, keys, family) for row in head.rows)
-    ]
+            heads = [by_name[name] for name in family.architectures[architecture]]
+            return [head for head in heads if not head.optional or _stored(head, keys, family)]
+    stored = [head for head in family.heads if _stored(head, keys, family)]
+    found = [head for head in stored if not head.optional] or stored
     if not named and "tokens" in by_name and by_name["tokens"] not in found and _writes(family, config):
         found.append(by_name["tokens"])
     return found[:1] if len({head.kind for head in found}) < len(found) else found
+
+
+def _stored(head: Head, keys: Collection[str], family: Family) -> bool:
+    rows = [row.theirs for row in head.rows if row.theirs not in family.aliases]
+    return bool(rows) and all(_has(theirs, keys, family) for theirs in rows)
 
 
 def _writes(family: Family, config: Mapping[str, Any]) -> bool:

@@ -127,6 +127,7 @@ class Fixed:
 
     theirs: str
     value: Any
+    why: str = ""
 
     def names(self) -> tuple[str, ...]:
         """See Part."""
@@ -136,7 +137,8 @@ class Fixed:
         """See Part."""
         found = config.get(self.theirs)
         if found is not None and found != self.value:
-            raise ConfigProblem(f"{self.theirs} is {found!r}; only {self.value!r} is supported")
+            why = f": {self.why}" if self.why else ""
+            raise ConfigProblem(f"{self.theirs} is {found!r}; only {self.value!r} is supported{why}")
         return {}
 
     def write(self, shape: Shape) -> dict[str, Any]:
@@ -158,7 +160,8 @@ class Head:
     """A head of the family. `spec` makes it for a shape and (where there is one) config.json.
 
     `name`: what it is called in a Model; a head of the same kind under another name takes its rows too. `says`:
-    values of config.json that make `spec` give this HeadSpec, written where those that are there do not.
+    values of config.json that make `spec` give this HeadSpec, written where those that are there do not. `optional`:
+    an architecture that names it has it only where its weights are stored.
     """
 
     name: str
@@ -166,12 +169,13 @@ class Head:
     spec: Callable[[Shape, Mapping[str, Any]], HeadSpec]
     rows: tuple[Row, ...] = ()
     says: Callable[[Any], Mapping[str, Any]] | None = None
+    optional: bool = False
 
 
-def classes(config: Mapping[str, Any]) -> int:
-    """How many classes config.json names: `id2label`'s, `num_labels`, or Hugging Face's default of 2."""
+def classes(config: Mapping[str, Any], default: int = 2) -> int:
+    """How many classes config.json names: `id2label`'s, `num_labels`, or Hugging Face's default."""
     labels = config.get("id2label")
-    return len(labels) if labels else int(config.get("num_labels", 2))
+    return len(labels) if labels else int(config.get("num_labels") or default)
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,9 @@ class Family:
     rows; odd_prefixes: architectures whose keys begin with something else instead.
     architectures: their class -> names of heads. aliases: keys that repeat another, stored or not. derived: patterns
     (fnmatch) of keys that hold nothing that config.json does not say. always: written into every config.json.
-    presets: named sizes, as config.json's values.
+    presets: named sizes, as config.json's values. untied: key -> those that transformers reads in its place where
+    embeddings are not tied, all of them the same tensor. zeros: keys that mean zeros where they are absent. settle:
+    mends a config.json that does not say whether the output matrix is stored (`settle(config, whether)`), `output`.
     """
 
     name: str
@@ -196,7 +202,11 @@ class Family:
     prefix: str = ""
     odd_prefixes: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     aliases: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    untied: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _EMPTY)
     derived: tuple[str, ...] = ()
+    zeros: tuple[str, ...] = ()
+    output: str = ""
+    settle: Callable[[Mapping[str, Any], bool], dict[str, Any]] | None = None
     always: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _EMPTY)
 

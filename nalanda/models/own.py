@@ -58,7 +58,7 @@ def extension(family: Family, config: Mapping[str, Any], model: Model) -> dict[s
         name: by_name.spec(read, config)
         for name in family.architectures.get(config["architectures"][0], ())
         for by_name in family.heads
-        if by_name.name == name
+        if by_name.name == name and not (by_name.optional and name not in model.head_specs)
     }
     if found != model.head_specs:
         words["heads"] = {name: head.to_dict() for name, head in model.head_specs.items()}

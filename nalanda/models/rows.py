@@ -68,6 +68,7 @@ def rows_of(family: Family, model: Model) -> list[tuple[Row, str]]:
 def sources(family: Family, model: Model) -> dict[str, Source]:
     """Their keys for each of our parameters and saved buffers; tied ones are left out.
 
+    Of two heads with the same keys (of two classifiers, say) the first by name has them, the other keys of our own.
     Raises ValueError where the network itself has a parameter that the family has no row for.
     """
     rows = rows_of(family, model)
@@ -82,7 +83,16 @@ def sources(family: Family, model: Model) -> dict[str, Source]:
         if source is None:
             raise ValueError(f"family {family.name} has no place for '{name}'")
         found[name] = source
+    _part_heads(found)
     return found
+
+
+def _part_heads(found: dict[str, Source]) -> None:
+    owner: dict[str, str] = {}
+    for name in sorted(found):
+        for key in found[name].keys:
+            if owner.setdefault(key, name) != name:
+                found[name] = Source((EXTENSION + name,), head=found[name].head)
 
 
 def _source(name: str, value: Tensor, rows: Sequence[tuple[Row, str]]) -> Source | None:

@@ -106,10 +106,14 @@ class EmbeddingHead(nn.Module):
     def __init__(self, head: EmbeddingHeadSpec, spec: Spec, tokens: nn.Embedding) -> None:
         super().__init__()
         self.pool, self.normalize = POOLS[head.place], head.normalize
+        self.pooler = Linear(spec.hidden, spec.hidden, bias=True) if head.pooler else None
+        initialize(self, spec, layers=1)
 
     def forward(self, hidden_BTD: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """B x D. Without segments, rows have no padding."""
         pooled_BD = self.pool(hidden_BTD, segments_BT)
+        if self.pooler is not None:
+            pooled_BD = torch.tanh(self.pooler(pooled_BD))
         return F.normalize(pooled_BD, dim=-1) if self.normalize else pooled_BD
 
 
