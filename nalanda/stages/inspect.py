@@ -101,11 +101,12 @@ def _continued(model: Model, prompting: Prompting, prompt: Source, start: list[i
         raise DataError(
             "this model has no head over the vocabulary, so it cannot write; leave --generate out"
         )
-    config = DecodeConfig(kind="greedy", max_length=count)
-    starts = {"starts": [prompt.start], "forced": [prompt.forced]} if model.transformer.both else {}
-    written = generate(model, [prompt.ids], prompting, config, **starts)[0]
+    config = DecodeConfig(kind="greedy", max_length=count + (prompt.forced is not None))
+    both = model.transformer.both
+    starts, forced = ([prompt.start], [prompt.forced]) if both else (None, None)
+    written = generate(model, [prompt.ids], prompting, config, starts=starts, forced=forced)[0]
     ids = written.ids[1:] if prompt.forced is not None and written.ids[:1] == [prompt.forced] else written.ids
-    source = tuple(prompt.ids) if model.transformer.both else ()
+    source = tuple(prompt.ids) if both else ()
     after = prompting.eos if written.finish == "eos" else None
     return Reading((*start, *ids), source, generated=len(ids), after=after)
 

@@ -14,7 +14,7 @@ from nalanda.base.errors import DataError, RunError
 from nalanda.evaluate.inspection import Reading
 from nalanda.generate.decode import generate
 from nalanda.generate.options import DecodeConfig
-from nalanda.generate.prompting import Prompting
+from nalanda.generate.prompting import Prompting, Source
 from nalanda.models.exchange import save_model
 from nalanda.models.plain import ModelConfig, build_spec
 from nalanda.nn.model import Model
@@ -93,6 +93,28 @@ def test_a_translator_reads_its_own_translation_or_the_one_given(tokenizer: Toke
     given = read(model, tokenizer, Asked("the moon", to="hin_Deva", target="चाँद"))
     assert given.stream == (tokenizer.bos, *tokenizer.encode("चाँद"))
     assert (given.source, given.after, given.generated) == (source, tokenizer.eos, 0)
+
+
+def test_a_decoder_that_is_told_its_first_token_begins_with_it(tokenizer: Tokenizer) -> None:
+    """As NLLB: the decoder starts with EOS and the language's tag."""
+    tag = tokenizer.language("tam_Taml")
+
+    class Forced(Prompting):
+        def source(self, text: str, to: str | None = None, of: str = "") -> Source:
+            return Source([7, 8, 9], self.eos, tag)
+
+    model = build("encoder_decoder", tokenizer.vocabulary)
+    prompting = Forced(tokenizer, model.spec)
+    given = read_by(model, prompting, Asked("x", to="tam", target="the sun"))
+    assert (given.source, given.stream[:2]) == ((7, 8, 9), (tokenizer.eos, tag))
+    own = read_by(model, prompting, Asked("x", to="tam", generate=3))
+    assert own.stream[:2] == (tokenizer.eos, tag)
+    assert own.generated == len(own.stream) - 2
+    batch = {"ids": torch.tensor([own.stream[:2]]), "source_ids": torch.tensor([own.source])}
+    logits_V = model.logits(model(batch).hidden_BTD[0, -1]).detach()
+    logits_V[sorted(tokenizer.special_ids - {tokenizer.eos})] = -torch.inf
+    best = int(logits_V.argmax())
+    assert (own.stream[2:3] or (own.after,)) == (best,)
 
 
 def test_an_encoder_decoder_without_languages_needs_none(untagged: Tokenizer) -> None:
