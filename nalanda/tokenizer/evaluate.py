@@ -84,7 +84,7 @@ def _fits(tokenizer: Tokenizer, batch: list[tuple[str, str]]) -> Iterator[tuple[
                 characters=len(text),
                 tokens=len(row),
                 byte_tokens=sum(i in tokenizer.byte_ids for i in row),
-                unknown_tokens=row.count(tokenizer.unk),
+                unknown_tokens=row.count(tokenizer.role("unk")),
                 round_trip_failures=int(decoded != text),
             ),
         )

@@ -19,71 +19,12 @@ from nalanda.base.errors import DataError
 from nalanda.tokenizer.blueprint import Affixes, Blueprint, read_mapping, read_text
 from nalanda.tokenizer.sentencepiece import USER_DEFINED, Model, build, read
 from nalanda.tokenizer.settings import Settings
+from nalanda.tokenizer.tag_lists import BY_CODES, BY_FAMILY
 from nalanda.tokenizer.tags import is_tag
 
 FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
 """What stands first in every dictionary of fairseq."""
 _MADE_UP = re.compile(r"madeupword\d+")
-_MBART = [
-    "ar_AR",
-    "cs_CZ",
-    "de_DE",
-    "en_XX",
-    "es_XX",
-    "et_EE",
-    "fi_FI",
-    "fr_XX",
-    "gu_IN",
-    "hi_IN",
-    "it_IT",
-    "ja_XX",
-    "kk_KZ",
-    "ko_KR",
-    "lt_LT",
-    "lv_LV",
-    "my_MM",
-    "ne_NP",
-    "nl_XX",
-    "ro_RO",
-    "ru_RU",
-    "si_LK",
-    "tr_TR",
-    "vi_VN",
-    "zh_CN",
-]
-_MBART50 = [
-    *_MBART,
-    *[
-        "af_ZA",
-        "az_AZ",
-        "bn_IN",
-        "fa_IR",
-        "he_IL",
-        "hr_HR",
-        "id_ID",
-        "ka_GE",
-        "km_KH",
-        "mk_MK",
-        "ml_IN",
-        "mn_MN",
-        "mr_IN",
-        "pl_PL",
-        "ps_AF",
-        "pt_XX",
-        "sv_SE",
-        "sw_KE",
-        "ta_IN",
-        "te_IN",
-        "th_TH",
-        "tl_XX",
-        "uk_UA",
-        "ur_PK",
-        "xh_ZA",
-        "gl_ES",
-        "sl_SI",
-    ],
-]
-_LANGUAGES = {"mbart": _MBART, "mbart50": _MBART50}
 _FAIRSEQ_KINDS = ("xlmroberta", "xlm-roberta", "mbart", "mbart50", "nllb")
 _SEPARATED = ("albert", "deberta-v2", "debertav2")
 
@@ -91,7 +32,8 @@ _SEPARATED = ("albert", "deberta-v2", "debertav2")
 def from_model(path: Path, settings: Settings) -> Blueprint:
     """The tokenizer of a SentencePiece file, numbered as its family does. Raises DataError where that fails."""
     model = read(path)
-    kind = "t5" if settings.kind in ("mt5", "umt5") else settings.kind
+    # NLLB calls itself M2M-100 in config.json; that one has a vocab.json besides.
+    kind = {"mt5": "t5", "umt5": "t5", "m2m_100": "nllb"}.get(settings.kind, settings.kind)
     if kind == "t5":
         return _t5(model, settings)
     if kind in _FAIRSEQ_KINDS:
@@ -127,12 +69,7 @@ def _t5(model: Model, settings: Settings) -> Blueprint:
 def _fairseq(model: Model, settings: Settings, kind: str) -> Blueprint:
     if len(model.pieces) < 4 or sorted(model.pieces[:3]) != ["</s>", "<s>", "<unk>"]:
         raise DataError(f"{model.origin}: its first pieces are {model.pieces[:3]}; expected <unk> <s> </s>")
-    tags = [name for name in settings.extra if is_tag(name)] or _LANGUAGES.get(kind, [])
-    if kind == "nllb" and not tags:
-        raise DataError(
-            f"{settings.folder / 'tokenizer_config.json'}: additional_special_tokens: NLLB's language tags belong "
-            "here, in the order of their ids; take the file that the model came with"
-        )
+    tags = [name for name in settings.extra if is_tag(name)] or list(BY_FAMILY.get(kind, ()))
     names = [*FAIRSEQ, *model.pieces[3:], *tags, "<mask>"]
     names = _with_added(names, settings, model.origin)
     source = settings.text("src_lang", "eng_Latn" if kind == "nllb" else "en_XX")
@@ -150,8 +87,9 @@ def from_dictionary(path: Path, names: list[str], settings: Settings, origin: Pa
     """The tokenizer that cuts as the SentencePiece file does and numbers by `names` (from the file `origin`)."""
     model = read(path)
     tags = [name for name in names if is_tag(name)]
-    if any(name.startswith("__") for name in settings.extra):  # M2M-100: tags follow the dictionary
-        tags = [name for name in settings.extra if is_tag(name)]
+    if settings.kind.startswith("m2m"):  # its tags follow the dictionary
+        codes = BY_CODES.get(settings.text("language_codes", "m2m100"), ())
+        tags = [name for name in settings.extra if is_tag(name)] or [f"__{code}__" for code in codes]
         names = [*names, *(tag for tag in tags if tag not in set(names))]
         names += [f"madeupword{i}" for i in range(int(settings.tokenizer.get("num_madeup_words", 8)))]
     names = _with_added(names, settings, str(origin))
