@@ -136,10 +136,10 @@ def _keys(units: np.ndarray, origin: str) -> Iterator[tuple[np.ndarray, np.ndarr
     places, keys = _offset(units[:1]), np.zeros((1, 0), dtype=np.uint8)
     visited = 0
     for _ in range(_LONGEST_KEY):
-        rows, nodes = children.of(places)
-        visited += len(nodes)
+        visited += children.count(places)
         if visited > _MOST_NODES:  # branches may share their ends, so there can be more of them than units
             raise DataError(f"{origin}: damaged charsmap, it has no end")
+        rows, nodes = children.of(places)
         if not len(nodes):
             return
         labels = (units[nodes] & 0xFF).astype(np.uint8)
@@ -163,9 +163,19 @@ class _Children:
         order = np.argsort(parents, kind="stable")
         self.nodes, self.parents = nodes[order], parents[order]
 
+    def count(self, places: np.ndarray) -> int:
+        """How many children there are, before any memory is taken for them."""
+        first, last = self._range(places)
+        return int((last - first).sum())
+
+    def _range(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.searchsorted(self.parents, places, side="left"), np.searchsorted(
+            self.parents, places, side="right"
+        )
+
     def of(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(row in `places`, node) of every child."""
-        first, last = (np.searchsorted(self.parents, places, side=side) for side in ("left", "right"))
+        first, last = self._range(places)
         counts = last - first
         rows = np.repeat(np.arange(len(places)), counts)
         inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
