@@ -319,7 +319,7 @@
     }
     const right = lens && truth(stream, place);
     if (right) parts.push("; what stands there, ", word(right), `, ${percent(stream.truth[i] / 65535)}`);
-    parts.push(`. Length of the stream ${stream.norms[i].toPrecision(3)}.`);
+    parts.push(`. Length of the stream ${stream.norms[i].toLocaleString("en", { maximumSignificantDigits: 3 })}.`);
     by("stream-says").replaceChildren(...parts);
     by("stream").querySelectorAll("thead th").forEach((name, n) => name.classList.toggle("chosen", n === place));
   }
