@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import nalanda
 from nalanda.base import io
 from nalanda.models.exchange import CARD, save_model
+from nalanda.models.weights import SHARD_BYTES
 from nalanda.nn.model import Model
 from nalanda.text.language import Language
 from nalanda.tokenizer.tokenizer import Tokenizer
@@ -68,10 +69,17 @@ class Card:
         return "\n".join([*head, "---", "", *body, ""])
 
 
-def write(model: Model, tokenizer: Tokenizer, folder: Path, card: Card | None = None) -> None:
+def write(
+    model: Model,
+    tokenizer: Tokenizer,
+    folder: Path,
+    card: Card | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Writes everything into `folder`, atomically; the manifest leaves the card out, so that it may be edited."""
     with io.atomic_folder(folder, skip=(CARD,)) as draft:
-        save_model(model, draft)
+        save_model(model, draft, shard_bytes=shard_bytes)
         tokenizer.save(draft)
         io.write_json(draft / "generation_config.json", generation_config(model, tokenizer))
         if card is not None:

@@ -118,7 +118,7 @@ def test_chat_with_a_translation_model(
     tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = iter(["Goa", None])
-    monkeypatch.setattr(cli, "_ask", lambda: next(lines))
+    monkeypatch.setattr(cli.models, "_ask", lambda: next(lines))
     assert nalanda("chat", str(tiny_run / "quickstart"), "--to", "hin_Deva", "--set", "max_length=4") == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
 
@@ -289,7 +289,7 @@ def test_a_model_may_not_bear_a_baselines_name(name: str, tmp_path: Path) -> Non
 
 
 def test_every_recipe_that_help_and_documents_name_exists() -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "nalanda" / "cli.py"]
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "nalanda" / "cli").glob("*.py")]
     for page in pages:
         text = page.read_text(encoding="utf-8")
         for name in re.findall(r"recipes/[\w-]+\.yaml", text):

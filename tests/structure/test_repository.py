@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 COMMANDS = [
     "chat",
+    "convert",
     "corpus",
     "data preview",
     "evaluate",
@@ -46,10 +47,14 @@ PUBLIC = {
     "nalanda.nn.spec": [
         "AttentionSpec",
         "BlockSpec",
+        "EmbeddingHeadSpec",
         "FeedForwardSpec",
+        "MoESpec",
         "NormSpec",
+        "PlacesHeadSpec",
         "PositionSpec",
         "SequenceHeadSpec",
+        "SpanHeadSpec",
         "Spec",
         "TokensHeadSpec",
     ],
@@ -60,14 +65,31 @@ PUBLIC = {
     "nalanda.generate.decode": ["generate", "settled", "stream"],
     "nalanda.tokenizer.tokenizer": ["Tokenizer", "special_tokens"],
     "nalanda.stages.stage": ["Context", "Stage", "fingerprint_input"],
+    "nalanda.generate.prompting": ["Prompting", "Source"],
     "nalanda.models.exchange": [
-        "describe_model",
+        "Checkpoint",
+        "checkpoint_of",
+        "complete",
+        "describe",
         "load_model",
-        "load_weights",
-        "read_config",
+        "open_checkpoint",
         "save_model",
         "write_tensors",
     ],
+    "nalanda.models.family": [
+        "Codec",
+        "ConfigProblem",
+        "Family",
+        "Fixed",
+        "Head",
+        "Key",
+        "Part",
+        "Row",
+        "classes",
+        "layer_count",
+        "one_line",
+    ],
+    "nalanda.models.weights": ["Weights", "open_weights", "write_weights"],
 }
 """The classes and functions that other code may use; a change here is a change of what users rely on."""
 

@@ -2,8 +2,8 @@
 
 Exit codes: 0 done; 1 something the user can mend; 2 a mistake in a recipe or on the command line; 3 input data that
 is missing, damaged or does not fit; 4 a run folder that is held, foreign or damaged; 130 interrupted (what was saved
-is whole, and the same command goes on). This module imports neither torch nor anything that does; each command
-imports what it needs.
+is whole, and the same command goes on). This package imports neither torch nor anything that does; each command
+imports what it needs. Commands on recipes are here, those on a model in models.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -20,7 +19,8 @@ from typing import Annotated, Any
 import typer
 
 import nalanda
-from nalanda.base.errors import DataError, Interrupted, UserError
+from nalanda.base.errors import Interrupted, UserError
+from nalanda.cli import models
 
 _HELP = """Raw text to an evaluated, served language model.
 
@@ -59,9 +59,6 @@ DryRun = Annotated[
     ),
 ]
 Place = Annotated[Path, typer.Argument(metavar="FOLDER", help="A run folder (or one stage's folder).")]
-ModelPlace = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A run folder, a stage's folder or a model folder.")
-]
 
 
 def _note(text: str) -> None:
@@ -271,123 +268,11 @@ def preview(
     show(loaded, stage, step, rows, Context(progress=reporter(), note=_note))
 
 
-def _lines(given: list[str] | None) -> Iterator[str]:
-    if given:
-        yield from given
-    else:
-        for number, line in enumerate(sys.stdin.buffer, start=1):
-            try:
-                yield line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise DataError(f"standard input, line {number}: not UTF-8 text ({error.reason})") from None
-
-
-@contextlib.contextmanager
-def _quiet_pipe() -> Iterator[None]:
-    with contextlib.suppress(BrokenPipeError):
-        yield
-
-
-@app.command()
-def translate(
-    model: ModelPlace,
-    text: Annotated[
-        list[str] | None, typer.Argument(help="Sentences; without any, lines of standard input.")
-    ] = None,
-    to: Annotated[
-        str, typer.Option("--to", help="Language codes, separated by commas: hin_Deva,tam_Taml")
-    ] = "",
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="A decoding option: beams=1")] = None,
-) -> None:
-    """Translate text with a trained model.
-
-    nalanda translate runs/quickstart "Sri Lanka" --to hin_Deva,tam_Taml
-
-    nalanda translate runs/quickstart --to hin_Deva < names.txt
-    """
-    from nalanda.stages.use import translate as use
-
-    with _quiet_pipe():
-        for line in use(model, list(_lines(text)), [code for code in to.split(",") if code], overrides or []):
-            typer.echo(line)
-
-
-@app.command()
-def generate(
-    model: ModelPlace,
-    prompt: Annotated[
-        list[str] | None, typer.Argument(help="Prompts; without any, lines of standard input.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="A decoding option: temperature=0.8")
-    ] = None,
-) -> None:
-    """Continue prompts with a decoder model.
-
-    nalanda generate runs/causal "To be" --set kind=sample --set temperature=0.8 --set seed=1
-    """
-    from nalanda.stages.use import generate as use
-
-    with _quiet_pipe():
-        for line in use(model, list(_lines(prompt)), overrides or []):
-            typer.echo(line)
-
-
-@app.command()
-def chat(
-    model: ModelPlace,
-    to: Annotated[str, typer.Option("--to", help="For a translation model: the language to answer in.")] = "",
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="A decoding option: temperature=0.8")
-    ] = None,
-) -> None:
-    """Talk with a model, a line at a time; an empty line or Ctrl-D ends it.
-
-    nalanda chat runs/quickstart --to hin_Deva
-    """
-    from nalanda.stages.use import chat as use
-
-    use(model, to, overrides or [], _ask, typer.echo)
-
-
-@app.command()
-def inspect(
-    model: ModelPlace,
-    text: Annotated[str, typer.Option("--text", help="What the model reads.")],
-    to: Annotated[str, typer.Option("--to", help="A translator's target language: hin_Deva")] = "",
-    of: Annotated[str, typer.Option("--from", help="The text's language, where a translator is told.")] = "",
-    target: Annotated[str | None, typer.Option("--target", help="A target, not its own output.")] = None,
-    count: Annotated[int | None, typer.Option("--generate", min=1, help="Tokens it adds first.")] = None,
-    layers: Annotated[str, typer.Option("--layers", help="Only these, from 1: 1,6-8")] = "",
-    tokens: Annotated[int, typer.Option("--tokens", min=1, max=512, help="The longest text.")] = 64,
-    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("inspect.html"),
-) -> None:
-    """See inside a model: attention, the stream layer by layer, probabilities; one HTML page.
-
-    nalanda inspect runs/quickstart --text "Sri Lanka" --to hin_Deva
-    """
-    from nalanda.evaluate.inspection import Limits
-    from nalanda.stages.inspect import Asked, layer_numbers, write
-
-    limits = Limits(layers=layer_numbers(layers), tokens=tokens)
-    for line in write(model, Asked(text, to, of, target, count, limits), out):
-        _note(line)
-    typer.echo(f"page in {out}")
-
-
-def _ask() -> str | None:
-    try:
-        line = input("> " if sys.stdin.isatty() else "")
-    except EOFError:
-        return None
-    return line or None
+for _command in (models.translate, models.generate, models.chat, models.inspect, models.convert):
+    app.command()(_command)
 
 
 def commands() -> dict[str, Any]:
     """Every command by name, for tests and documents."""
     group = typer.main.get_command(app)
     return dict(group.commands)  # type: ignore[attr-defined]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m nalanda.cli` is `nalanda`."""
+
+from nalanda.cli import main
+
+main()
