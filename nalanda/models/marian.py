@@ -1,4 +1,4 @@
-"""Marian (Junczys-Dowmunt et al. 2018), as OPUS-MT's models are published: the 2017 Transformer, for a pair or few."""
+"""Marian (Junczys-Dowmunt et al. 2018), as OPUS-MT's models are published: the 2017 Transformer."""
 
 from __future__ import annotations
 

@@ -51,10 +51,22 @@ CASES = (
         config("DistilBertConfig", **DISTIL),
     ),
     Case("distilbert", "DistilBertForQuestionAnswering", config("DistilBertConfig", **{**DISTIL, "num_labels": 2})),
-    Case("distilbert", "DistilBertForMaskedLM", config("DistilBertConfig", **DISTIL, tie_word_embeddings=False), "untied"),
-    Case("distilbert", "DistilBertForMaskedLM", config("DistilBertConfig", **DISTIL, sinusoidal_pos_embds=True), "sinusoids"),
-    *each("modernbert", [f"ModernBert{head}" for head in MODERN_HEADS], config("ModernBertConfig", **MODERN), lengths=WINDOWS),
-    Case("modernbert", "ModernBertForQuestionAnswering", config("ModernBertConfig", **{**MODERN, "num_labels": 2}), lengths=WINDOWS),
+    Case(
+        "distilbert", "DistilBertForMaskedLM",
+        config("DistilBertConfig", **DISTIL, tie_word_embeddings=False), "untied",
+    ),
+    Case(
+        "distilbert", "DistilBertForMaskedLM",
+        config("DistilBertConfig", **DISTIL, sinusoidal_pos_embds=True), "sinusoids",
+    ),
+    *each(
+        "modernbert",
+        [f"ModernBert{head}" for head in MODERN_HEADS], config("ModernBertConfig", **MODERN), lengths=WINDOWS,
+    ),
+    Case(
+        "modernbert", "ModernBertForQuestionAnswering",
+        config("ModernBertConfig", **{**MODERN, "num_labels": 2}), lengths=WINDOWS,
+    ),
     Case(
         "modernbert", "ModernBertForSequenceClassification",
         config("ModernBertConfig", **MODERN, classifier_pooling="mean", classifier_bias=True), "mean", WINDOWS,

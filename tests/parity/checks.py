@@ -18,7 +18,7 @@ import torch
 import transformers
 from parity.pair import POOLED, Outputs, Pair, forget
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from nalanda.generate.decode import DecodeConfig, generate
 from nalanda.models.exchange import load_model, save_model
@@ -79,12 +79,15 @@ def gradients(pair: Pair, folder: Path) -> float:
     pair.theirs.save_pretrained(folder, state_dict=found)
     expected = load_file(folder / "model.safetensors")
     for key, copies in pair.family.untied.items():
-        expected[key] = torch.stack([expected[k] for k in (key, *copies) if k in expected]).sum(0)
+        found_in = [expected[k] for k in (key, *copies) if k in expected]
+        if found_in:
+            expected[key] = torch.stack(found_in).sum(0)
     worst = 0.0
     learned = dict(pair.ours.named_parameters())
+    buffers = {name for name, value in state.items() if not isinstance(value, nn.Parameter)}
     for name, views in pair.tensors(pair.ours, gradient=True).items():
-        if name not in learned:
-            continue
+        if name not in learned or any(key in buffers for key, _ in views):
+            continue  # they do not train it: BART's bias of the logits
         floor = 1e-2 * max(float(expected[key].abs().max()) for key, _ in views)
         for key, view in views:
             scale = max(float(expected[key].abs().max()), floor, 1e-12)
@@ -219,7 +222,8 @@ def beam(pair: Pair, folder: Path) -> float | None:
     numbers = _Numbers(pair, _an_end(pair))
     found = _generate(pair, numbers, BEAM, num_beams=4, num_return_sequences=4, length_penalty=1.0,
                       early_stopping="never").sequences.tolist()  # fmt: skip
-    kept = [[i for i in row[1:] if i != pair.pad] for row in found]
+    ends = [row.index(numbers.eos, 1) + 1 if numbers.eos in row[1:] else len(row) for row in found]
+    kept = [row[1:end] for row, end in zip(found, ends)]
     config = DecodeConfig(kind="beam", beams=4, length_penalty=1.0, max_length=BEAM)
     wrong = complete = 0
     for number, mine in enumerate(generate(pair.ours, [text.ids for text in pair.texts], numbers, config)):
