@@ -247,18 +247,6 @@ def build(
         "vocab": numbers,
         "merges": [list(pair) for pair in pairs],
     }
-    parts = {"add_prefix_space": prefix_space, "trim_offsets": True, "use_regex": False}
-    if prefix_space:  # the space has to be there before the first cut
-        first = (
-            [{"type": "ByteLevel", **parts, "use_regex": True}]
-            if list(patterns) == [PATTERNS["gpt2"]]
-            else None
-        )
-        if first is None:
-            raise DataError(f"{origin}: add_prefix_space is supported with GPT-2's pattern alone")
-        cuts = first
-    else:
-        cuts = [*(split(pattern) for pattern in patterns), {"type": "ByteLevel", **parts}]
     added = [added_token(numbers[n], n, special=True) for n in dict.fromkeys(special)]
     added += [
         {**added_token(numbers[n], n, special=False), "normalized": False}
@@ -268,9 +256,24 @@ def build(
     value = definition(
         model=model,
         normalizer=[{"type": "NFC"}] if nfc else [],
-        pre_tokenizer=cuts,
+        pre_tokenizer=_cuts(patterns, prefix_space, origin),
         decoder=[{"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}],
         added=added,
         post_processor=template(affixes, numbers),
     )
     return Blueprint(value, dict(roles), origin, chat_template)
+
+
+def _cuts(patterns: Sequence[str], prefix_space: bool, origin: str) -> list[dict[str, Any]]:
+    """The pre-tokenizer's steps."""
+    last = {
+        "type": "ByteLevel",
+        "add_prefix_space": prefix_space,
+        "trim_offsets": True,
+        "use_regex": prefix_space,
+    }
+    if not prefix_space:
+        return [*(split(pattern) for pattern in patterns), last]
+    if list(patterns) != [PATTERNS["gpt2"]]:  # the space has to be there before the first cut
+        raise DataError(f"{origin}: add_prefix_space is supported with GPT-2's pattern alone")
+    return [last]
