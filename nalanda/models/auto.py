@@ -11,11 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from nalanda.base.errors import RunError
+from nalanda.models.bart import BART, MBART
+from nalanda.models.bert import BERT
+from nalanda.models.distilbert import DISTILBERT
 from nalanda.models.family import Family
+from nalanda.models.gemma import GEMMA2, GEMMA3
+from nalanda.models.gpt2 import GPT2
 from nalanda.models.llama import LLAMA
+from nalanda.models.m2m100 import M2M100
+from nalanda.models.marian import MARIAN
+from nalanda.models.mistral import MISTRAL, MIXTRAL
+from nalanda.models.modernbert import MODERNBERT
+from nalanda.models.olmo import OLMO2, OLMOE
+from nalanda.models.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from nalanda.models.roberta import ROBERTA, XLM_ROBERTA
 from nalanda.models.rows import regex
+from nalanda.models.smollm3 import SMOLLM3
+from nalanda.models.t5 import MT5, T5
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA,)}
+_DECODERS = (
+    LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, OLMO2, OLMOE, SMOLLM3, GPT2,
+)  # fmt: skip
+_ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, MODERNBERT)
+_ENCODER_DECODERS = (T5, MT5, BART, MBART, M2M100, MARIAN)
+FAMILIES: dict[str, Family] = {family.name: family for family in (*_DECODERS, *_ENCODERS, *_ENCODER_DECODERS)}
 """Every family, by its name."""
 BY_TYPE: dict[str, Family] = {kind: family for family in FAMILIES.values() for kind in family.model_types}
 """Every family, by the model_type in config.json."""

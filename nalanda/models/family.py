@@ -14,6 +14,7 @@ another), and what is said of a module holds for its weight and its bias, where 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -21,7 +22,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import ValidationError
 
-from nalanda.models.shape import MAX_LAYERS, Shape, essence
+from nalanda.models.shape import MAX_LAYERS, MAX_ROWS, Shape, essence
 from nalanda.nn.spec import HeadSpec, Spec
 
 Op = Literal["same", "transpose", "row"]
@@ -32,8 +33,35 @@ ABSENT = object()
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
+_LONGEST = 400
+"""Characters of a message; what it quotes comes from elsewhere and may be of any length."""
+
+
 class ConfigProblem(Exception):
     """A value of config.json that the family cannot take; the reader adds the file's name."""
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line of bearable length; of several that pydantic found, the first."""
+    text = str(error)
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        text = f"{place}: {first['msg'].removeprefix('Value error, ')}".lstrip(": ")
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def shown(value: Any) -> str:
+    """A value for a message, in at most 40 characters."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 @dataclass(frozen=True)
@@ -71,7 +99,7 @@ _ACTIVATION_NAMES = {
 
 def _activation(value: Any) -> str:
     if value not in _ACTIVATIONS:
-        raise ConfigProblem(f"activation {value!r} is not one of {', '.join(_ACTIVATIONS)}")
+        raise ConfigProblem(f"activation {shown(value)} is not one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[value]
 
 
@@ -138,7 +166,7 @@ class Fixed:
         found = config.get(self.theirs)
         if found is not None and found != self.value:
             why = f": {self.why}" if self.why else ""
-            raise ConfigProblem(f"{self.theirs} is {found!r}; only {self.value!r} is supported{why}")
+            raise ConfigProblem(f"{self.theirs} is {shown(found)}; only {self.value!r} is supported{why}")
         return {}
 
     def write(self, shape: Shape) -> dict[str, Any]:
@@ -174,8 +202,12 @@ class Head:
 
 def classes(config: Mapping[str, Any], default: int = 2) -> int:
     """How many classes config.json names: `id2label`'s, `num_labels`, or Hugging Face's default."""
-    labels = config.get("id2label")
-    return len(labels) if labels else int(config.get("num_labels") or default)
+    labels = config.get("id2label") or {}
+    count = len(labels) if isinstance(labels, dict | list) else labels
+    count = count or config.get("num_labels") or default
+    if not isinstance(count, int) or not 0 < count <= MAX_ROWS:
+        raise ConfigProblem(f"id2label, num_labels: {shown(count)} is no number of classes")
+    return count
 
 
 @dataclass(frozen=True)
@@ -185,10 +217,11 @@ class Family:
     base: the architecture without a head; prefix: what its keys begin with in architectures that have one, and in
     rows; odd_prefixes: architectures whose keys begin with something else instead.
     architectures: their class -> names of heads. aliases: keys that repeat another, stored or not. derived: patterns
-    (fnmatch) of keys that hold nothing that config.json does not say. always: written into every config.json.
-    presets: named sizes, as config.json's values. untied: key -> those that transformers reads in its place where
-    embeddings are not tied, all of them the same tensor. zeros: keys that mean zeros where they are absent. settle:
-    mends a config.json that does not say whether the output matrix is stored (`settle(config, whether)`), `output`.
+    (fnmatch) of keys that hold nothing that config.json does not say. always: written into every config.json; fresh:
+    into that of a model that was not read from one. presets: named sizes, as config.json's values. untied: key ->
+    those that transformers reads in its place where embeddings are not tied, all of them the same tensor. zeros: keys
+    that mean zeros where they are absent. settle: mends a config.json that does not say whether the output matrix is
+    stored (`settle(config, whether)`), `output`.
     """
 
     name: str
@@ -208,6 +241,7 @@ class Family:
     output: str = ""
     settle: Callable[[Mapping[str, Any], bool], dict[str, Any]] | None = None
     always: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    fresh: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _EMPTY)
 
     def full_name(self, key: str) -> str:
@@ -230,14 +264,22 @@ class Family:
         owner: dict[str, str] = {}
         for part in self.keys:
             names = ", ".join(part.names())
+            for name in part.names():
+                if not _finite(config.get(name)):
+                    raise ConfigProblem(f"{name} is {shown(config[name])}: not a finite number")
             try:
                 found = part.read(config)
             except ConfigProblem as problem:
                 text = str(problem)
                 raise ConfigProblem(text if names in text else f"{names}: {text}") from None
             except (TypeError, ValueError, AttributeError, KeyError, IndexError, ArithmeticError) as error:
-                shown = ", ".join(f"{name} = {str(config.get(name))[:40]}" for name in part.names())
-                raise ConfigProblem(f"{shown}: cannot be read ({type(error).__name__}: {error})") from None
+                said = ", ".join(f"{name} = {shown(config[name])}" for name in part.names() if name in config)
+                what = (
+                    one_line(error)
+                    if isinstance(error, ValidationError)
+                    else f"{type(error).__name__}: {one_line(error)}"
+                )
+                raise ConfigProblem(f"{said or names}: cannot be read ({what})") from None
             values |= found
             owner |= dict.fromkeys(found, names)
         try:
@@ -260,7 +302,7 @@ class Family:
         first = error.errors()[0]
         place = str(first["loc"][0]) if first["loc"] else ""
         name = owner.get(place, place)
-        value = f" is {str(config[name])[:40]}" if name in config else ""
+        value = f" is {shown(config[name])}" if name in config else ""
         return ConfigProblem(f"{name}{value}: {first['msg'].removeprefix('Value error, ')}".lstrip(": "))
 
     def config(self, spec: Spec, base: Mapping[str, Any] = _EMPTY) -> dict[str, Any]:
@@ -271,7 +313,7 @@ class Family:
         if base and self._says(base, spec):
             return dict(base)
         shape = Shape.of(spec)
-        written: dict[str, Any] = {"model_type": self.model_types[0], **base, **self.always}
+        written: dict[str, Any] = {"model_type": self.model_types[0], **(base or self.fresh), **self.always}
         for part in self.keys:
             written |= part.write(shape)
         written = {key: value for key, value in written.items() if value is not ABSENT}

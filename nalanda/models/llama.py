@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from nalanda.models.family import ACTIVATION, Family, Fixed, Head, Key, Part, Row, classes
@@ -34,8 +35,8 @@ ROWS = (EMBEDDING, *ATTENTION, *NORMS, *FEEDFORWARD, FINAL_NORM)
 
 
 def tokens(shape: Shape, config: Mapping[str, Any]) -> HeadSpec:
-    """Plain logits; Gemma 2 caps them."""
-    return TokensHeadSpec(softcap=config.get("final_logit_softcapping"))
+    """Logits over the vocabulary."""
+    return TokensHeadSpec()
 
 
 def labels(shape: Shape, config: Mapping[str, Any]) -> HeadSpec:
@@ -45,7 +46,7 @@ def labels(shape: Shape, config: Mapping[str, Any]) -> HeadSpec:
 
 def places(shape: Shape, config: Mapping[str, Any]) -> HeadSpec:
     """Classes of each token."""
-    return PlacesHeadSpec(classes=classes(config))
+    return PlacesHeadSpec(classes=classes(config), bias=config.get("token_classification_bias", True))
 
 
 def span(shape: Shape, config: Mapping[str, Any]) -> HeadSpec:
@@ -61,31 +62,85 @@ HEADS = (
 )
 
 
-def architectures(name: str) -> dict[str, tuple[str, ...]]:
-    """Hugging Face's classes for a decoder called `name`."""
-    return {
-        f"{name}ForCausalLM": ("tokens",),
-        f"{name}ForSequenceClassification": ("labels",),
-        f"{name}ForTokenClassification": ("places",),
-        f"{name}ForQuestionAnswering": ("span",),
-    }
+CLASSES = {
+    "tokens": "ForCausalLM",
+    "labels": "ForSequenceClassification",
+    "places": "ForTokenClassification",
+    "span": "ForQuestionAnswering",
+}
+
+
+def architectures(name: str, heads: tuple[Head, ...] = HEADS) -> dict[str, tuple[str, ...]]:
+    """Hugging Face's classes for a decoder called `name` with those heads."""
+    return {f"{name}{CLASSES[head.name]}": (head.name,) for head in heads}
+
+
+def answering(name: str) -> dict[str, str]:
+    """The prefix of the keys of those question answerers that Hugging Face made before the prefix was "model."."""
+    return {f"{name}ForQuestionAnswering": "transformer."}
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """How many key/value heads, and how large each head is. Written as numbers, which all families read alike;
+    `groups` and `dim` are what is meant where the keys are absent, None: as many as heads, hidden / heads."""
+
+    groups: int | None = None
+    dim: int | None = None
+
+    def names(self) -> tuple[str, ...]:
+        """See family.Part."""
+        return ("num_key_value_heads", "head_dim")
+
+    def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """See family.Part."""
+        return {
+            "kv_heads": config.get("num_key_value_heads", self.groups),
+            "head_dim": config.get("head_dim", self.dim),
+        }
+
+    def write(self, shape: Shape) -> dict[str, Any]:
+        """See family.Part."""
+        return {
+            "num_key_value_heads": shape.kv_heads or shape.heads,
+            "head_dim": shape.head_dim or shape.hidden // shape.heads,
+        }
 
 
 def sizes(
-    vocabulary: int = 32000, hidden: int = 4096, layers: int = 32, inner: int = 11008
+    vocabulary: int = 32000,
+    hidden: int = 4096,
+    layers: int = 32,
+    inner: int = 11008,
+    *,
+    heads: int = 32,
+    groups: int | None = None,
+    dim: int | None = None,
+    length: int = 2048,
+    eps: float = 1e-6,
+    tied: bool = False,
+    activation: tuple[str, str] = ("hidden_act", "silu"),
 ) -> tuple[Part, ...]:
     """The keys that all these families share, with the family's defaults."""
     return (
         Key("vocab_size", "vocabulary", vocabulary),
         Key("hidden_size", "hidden", hidden),
         Key("num_hidden_layers", "layers", layers),
-        Key("num_attention_heads", "heads", 32),
+        Key("num_attention_heads", "heads", heads),
+        HeadSizes(groups, dim),
         Key("intermediate_size", "inner", inner),
+        Key(activation[0], "activation", activation[1], ACTIVATION),
+        Key("rms_norm_eps", "norm_eps", eps),
+        Key("max_position_embeddings", "max_length", length),
+        Key("tie_word_embeddings", "tie_embeddings", tied),
         Key("initializer_range", "init_std", 0.02),
         Key("attention_dropout", "attention_dropout", 0.0),
     )
 
 
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+"""Else transformers takes the ids of a model of its own choice, even beyond the vocabulary."""
 DERIVED = ("*.rotary_emb.inv_freq",)
 
 LLAMA = Family(
@@ -93,25 +148,21 @@ LLAMA = Family(
     model_types=("llama",),
     base="LlamaModel",
     prefix="model.",
+    odd_prefixes=answering("Llama"),
     constants=CONSTANTS,
     keys=(
         *sizes(),
-        Key("num_key_value_heads", "kv_heads", None),
-        Key("head_dim", "head_dim", None),
-        Key("hidden_act", "activation", "silu", ACTIVATION),
-        Key("rms_norm_eps", "norm_eps", 1e-6),
-        Key("max_position_embeddings", "max_length", 2048),
         Key("attention_bias", "bias", False),
         Key("mlp_bias", "feedforward_bias", False),
-        Key("tie_word_embeddings", "tie_embeddings", False),
         Rope(),
         Fixed("pretraining_tp", 1),
     ),
     rows=ROWS,
     heads=HEADS,
     architectures=architectures("Llama"),
-    aliases={"lm_head.weight": "model.embed_tokens.weight"},
+    aliases=TIED,
     derived=DERIVED,
+    fresh=NO_IDS,
     presets={
         "llama-2-7b": {},
         "llama-3.2-1b": {

@@ -27,14 +27,24 @@ from nalanda.nn.rotary import (
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def read_scaling(values: Mapping[str, Any], config: Mapping[str, Any]) -> RotaryScaling | None:
-    """The scaling that `rope_scaling` or `rope_parameters` describe. Raises ConfigProblem for an unknown type."""
+def read_scaling(
+    values: Mapping[str, Any], config: Mapping[str, Any], default_length: int
+) -> RotaryScaling | None:
+    """The scaling that `rope_scaling` or `rope_parameters` describe. Raises ConfigProblem for an unknown type.
+
+    `default_length`: what is meant where config.json has no max_position_embeddings.
+    """
     kind = values.get("rope_type", values.get("type", "default"))
-    if values.get("partial_rotary_factor", 1.0) != 1.0:
+    if values.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
         raise ConfigProblem("partial_rotary_factor: heads that are turned in part are not supported")
-    longest = config.get("max_position_embeddings")
-    original = values.get("original_max_position_embeddings") or config.get(
-        "original_max_position_embeddings", longest
+    nested = [key for key, value in values.items() if isinstance(value, dict)]
+    if nested:
+        raise ConfigProblem(f"rotations by type of layer ({', '.join(nested)}) are not known to this family")
+    longest = config.get("max_position_embeddings", default_length)
+    original = (
+        config.get("original_max_position_embeddings")
+        or values.get("original_max_position_embeddings")
+        or longest
     )
     if kind == "default":
         return None
@@ -96,14 +106,15 @@ def write_scaling(scaling: RotaryScaling | None) -> dict[str, Any]:
                 "original_max_position_embeddings": scaling.original_length,
             }
         case YarnScaling():
+            given = scaling.attention_factor
             return {
                 "rope_type": "yarn",
                 "factor": scaling.factor,
                 "beta_fast": scaling.beta_fast,
                 "beta_slow": scaling.beta_slow,
-                "attention_factor": scaling.magnitude,
                 "truncate": scaling.truncate,
                 "original_max_position_embeddings": scaling.original_length,
+                **({} if given is None else {"attention_factor": given}),
             }
         case LongRopeScaling():
             return {
@@ -122,10 +133,14 @@ def _write(spec: RotarySpec) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Rope:
-    """One rotation for all layers; with `skip`, the config key that lists (0 or 1) which layers turn (SmolLM3)."""
+    """One rotation for all layers; with `skip`, the config key that lists (0 or 1) which layers turn (SmolLM3).
+
+    theta, layers, length: the family's defaults of rope_theta, num_hidden_layers and max_position_embeddings.
+    """
 
     theta: float = 10_000.0
     layers: int = 32
+    length: int = 2048
     skip: str | None = None
 
     def names(self) -> tuple[str, ...]:
@@ -134,21 +149,23 @@ class Rope:
 
     def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """See family.Part."""
-        values = config.get("rope_parameters") or {}
+        values = config.get("rope_scaling") or config.get("rope_parameters") or {}
         theta = values.get("rope_theta") or config.get("rope_theta") or self.theta
-        spec = RotarySpec(
-            theta=theta, scaling=read_scaling(values or config.get("rope_scaling") or {}, config)
-        )
+        spec = RotarySpec(theta=theta, scaling=read_scaling(values, config, self.length))
         count = layer_count(config, "num_hidden_layers", self.layers)
-        turned = config.get(self.skip) if self.skip else None
-        if self.skip and turned is None:
-            interval = config.get("no_rope_layer_interval", 4)
-            turned = [int((layer + 1) % interval != 0) for layer in range(count)]
-        if turned is not None and len(turned) != count:
-            raise ConfigProblem(f"{self.skip} has {len(turned)} entries for {count} layers")
-        return {
-            "rotaries": tuple(spec if turned is None or turned[layer] else None for layer in range(count))
-        }
+        listed = config.get(self.skip) if self.skip else None
+        if listed is not None and len(listed) != count:
+            raise ConfigProblem(f"{self.skip} has {len(listed)} entries for {count} layers")
+        return {"rotaries": tuple(spec if self.turns(config, layer) else None for layer in range(count))}
+
+    def turns(self, config: Mapping[str, Any], layer: int) -> bool:
+        """Whether a layer's queries and keys are turned."""
+        if self.skip is None:
+            return True
+        listed = config.get(self.skip)
+        return bool(
+            (layer + 1) % config.get("no_rope_layer_interval", 4) if listed is None else listed[layer]
+        )
 
     def write(self, shape: Shape) -> dict[str, Any]:
         """See family.Part."""
@@ -158,11 +175,13 @@ class Rope:
             spec = RotarySpec(theta=spec.theta * spec.scaling.factor ** (dim / (dim - 2)))
         values = _write(spec)
         old = {key: value for key, value in values.items() if key != "rope_theta"}
-        written = {
+        written: dict[str, Any] = {
             "rope_parameters": values,
             "rope_theta": spec.theta,
             "rope_scaling": None if spec.scaling is None else old,
         }
+        if isinstance(spec.scaling, DynamicScaling):  # it has no other key for the length trained with
+            written["max_position_embeddings"] = spec.scaling.original_length
         if self.skip:
             written[self.skip] = [int(rotary is not None) for rotary in shape.rotaries]
         return written
@@ -172,12 +191,14 @@ class Rope:
 class RopeByType:
     """A rotation for layers that see all and another for those with a window, which `types` tells apart.
 
-    `local`: the old key of the second one's base; `shared`: whether an old `rope_scaling` is for both.
+    full_key, sliding_key: the old keys of the two bases; `shared`: whether an old `rope_scaling` is for both.
+    full, sliding, length: the family's defaults of the bases and of max_position_embeddings.
     """
 
     types: LayerTypes
     full: float
     sliding: float
+    length: int = 2048
     full_key: str = "rope_theta"
     sliding_key: str = "rope_local_base_freq"
     shared: bool = False
@@ -189,15 +210,16 @@ class RopeByType:
     def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """See family.Part."""
         new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
-        full, sliding = new.get(FULL) or {}, new.get(SLIDING) or {}
+        full = {**(new.get(FULL) or {}), **old}
+        sliding = {**(new.get(SLIDING) or {}), **(old if self.shared else {})}
         specs = {
             FULL: RotarySpec(
                 theta=full.get("rope_theta") or config.get(self.full_key) or self.full,
-                scaling=read_scaling(full or old, config),
+                scaling=read_scaling(full, config, self.length),
             ),
             SLIDING: RotarySpec(
                 theta=sliding.get("rope_theta") or config.get(self.sliding_key) or self.sliding,
-                scaling=read_scaling(sliding or (old if self.shared else {}), config),
+                scaling=read_scaling(sliding, config, self.length),
             ),
         }
         return {"rotaries": tuple(specs[kind] for kind in self.types.of(config))}
@@ -223,7 +245,8 @@ class RopeByType:
 class LayerTypes:
     """Which layers have a window, by `layer_types` or the rule that a family has where that is absent.
 
-    `rule(config, layer)`: whether layer has a window. `window`: the default of `sliding_window`.
+    `rule(config, layer)`: whether a layer has a window. `window`: the default of `sliding_window`; `switch`: the key
+    that must be true for any to have one.
     """
 
     rule: Callable[[Mapping[str, Any], int], bool]
@@ -256,6 +279,8 @@ class LayerTypes:
         """See family.Part."""
         size = config.get(self.key, self.window)
         if size is None or (self.switch and not config.get(self.switch, False)):
+            if self.listed and SLIDING in (config.get("layer_types") or ()):
+                raise ConfigProblem(f"layer_types has {SLIDING}, but there is no {self.key}")
             return {"windows": ()}
         window = self.to_window(size)
         windows = tuple(window if kind == SLIDING else None for kind in self.of(config))
