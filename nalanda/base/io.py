@@ -100,6 +100,8 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: no such file") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RunError(f"{path}: damaged, not JSON: {error}") from None
+    except RecursionError:
+        raise RunError(f"{path}: damaged, nested too deeply") from None
 
 
 def sha256_file(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nalanda.models.family import ConfigProblem, Family, Head
+from nalanda.models.family import ConfigProblem, Family, Head, one_line, shown
 from nalanda.models.own import HEADS
 from nalanda.models.rows import regex
 from nalanda.models.shape import TRAINING, Shape
@@ -16,15 +16,21 @@ from nalanda.nn.spec import HeadSpec, Spec
 
 def read_spec(family: Family, config: Mapping[str, Any]) -> Spec:
     """The network, with what our own "nalanda" key says of training. Raises ConfigProblem."""
-    words = config.get("nalanda") or {}
-    training = words.get("training") or {}
+    training = _words(config, "training")
+    known = {key: training[key] for key in TRAINING & set(training)}
     try:
-        return (
-            family.shape(config).model_copy(update={k: training[k] for k in TRAINING & set(training)}).spec()
-        )
+        return Shape.model_validate({**family.shape(config).model_dump(), **known}).spec()
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigProblem(first["msg"].removeprefix("Value error, ")) from None
+        raise ConfigProblem(f"{'nalanda.training.' if known else ''}{one_line(error)}") from None
+
+
+def _words(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What `key` of our own "nalanda" key says."""
+    found: Any = config.get("nalanda") or {}
+    words = found.get(key) or {} if isinstance(found, dict) else found
+    if not isinstance(words, dict):
+        raise ConfigProblem(f"nalanda: {shown(found)} is not what Nalanda writes there")
+    return words
 
 
 def check_layers(family: Family, config: Mapping[str, Any], keys: Collection[str]) -> None:
@@ -56,7 +62,10 @@ def choose_heads(
 ) -> tuple[dict[str, HeadSpec], set[str]]:
     """The heads to build, and those of them whose weights may be missing: asked for, and not said to be there."""
     shape = family.shape(config)
-    words = HEADS.validate_python((config.get("nalanda") or {}).get("heads") or {})
+    try:
+        words = HEADS.validate_python(_words(config, "heads"))
+    except ValidationError as error:
+        raise ConfigProblem(f"nalanda.heads.{one_line(error)}") from None
     present = words or {head.name: head.spec(shape, config) for head in _present(family, config, keys)}
     if wanted is None:
         return present, set()
@@ -85,7 +94,7 @@ def _present(family: Family, config: Mapping[str, Any], keys: Collection[str]) -
     by_name = {head.name: head for head in family.heads}
     named = config.get("architectures") or []
     for architecture in named if isinstance(named, list) else []:
-        if architecture in family.architectures:
+        if isinstance(architecture, str) and architecture in family.architectures:
             heads = [by_name[name] for name in family.architectures[architecture]]
             return [head for head in heads if not head.optional or _stored(head, keys, family)]
     stored = [head for head in family.heads if _stored(head, keys, family)]

@@ -24,7 +24,7 @@ from nalanda.base.io import MANIFEST, atomic_folder, read_json, verify_manifest,
 from nalanda.models import own
 from nalanda.models.auto import BY_TYPE, FAMILIES, find
 from nalanda.models.choice import check_layers, choose_heads, read_spec
-from nalanda.models.family import ConfigProblem, Family
+from nalanda.models.family import ConfigProblem, Family, one_line
 from nalanda.models.gguf import open_gguf
 from nalanda.models.reading import Policy, build_empty, fill, settled
 from nalanda.models.rows import Source, fused_sizes, parts, sources
@@ -114,7 +114,7 @@ def load_model(
         model.origin, model.generation = dict(config), checkpoint.generation
         return fill(model, sources(family, model), weights, Policy(new, ignore, note, family), dtype)
     except (ConfigProblem, ValueError) as problem:
-        raise RunError(f"{path}: {problem}") from None
+        raise RunError(f"{path}: {one_line(problem)}") from None
 
 
 def _load_own(

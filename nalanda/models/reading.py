@@ -47,6 +47,8 @@ def build_empty(spec: Spec, heads: Mapping[str, HeadSpec]) -> Model:
             return Model(spec, heads)
     except RuntimeError as error:
         raise ValueError(f"the sizes are too large: {str(error).splitlines()[0]}") from None
+    except KeyError as error:
+        raise ValueError(f"a head cannot be called so: {error.args[0]}") from None
 
 
 def fill(
@@ -144,6 +146,11 @@ def _check(
                 new.add(name)
             elif key not in index:
                 missing.append(key)
+            elif view.is_floating_point() and not weights.dtype(index[key]).is_floating_point:
+                raise RunError(
+                    f"{weights.place(index[key])} holds {weights.dtype(index[key])}, not numbers with fractions: "
+                    "quantized checkpoints of this kind are not read"
+                )
             elif not fits:
                 raise RunError(
                     f"{weights.place(index[key])} has shape {tuple(weights.shape(index[key]))}, the config says "
