@@ -29,6 +29,7 @@ from nalanda.models.gguf import open_gguf
 from nalanda.models.reading import Policy, build_empty, fill, settled
 from nalanda.models.rows import Source, fused_sizes, parts, sources
 from nalanda.models.safetensors_file import write_file
+from nalanda.models.sentence import NAME, kept, read_sentence, sentence_files
 from nalanda.models.weights import SHARD_BYTES, Entry, Weights, open_weights, write_weights
 from nalanda.nn.model import Model
 from nalanda.nn.spec import HeadSpec
@@ -110,8 +111,11 @@ def load_model(
         check_layers(family, config, weights.keys())
         spec = read_spec(family, config)
         chosen, new = choose_heads(family, config, heads, weights.keys())
+        sentence = read_sentence(place, note) if place.is_dir() else None
+        if sentence is not None and heads is None:
+            chosen.setdefault(NAME, sentence.head)
         model = build_empty(spec, chosen)
-        model.origin, model.generation = dict(config), checkpoint.generation
+        model.origin, model.generation = kept(config, sentence), checkpoint.generation
         return fill(model, sources(family, model), weights, Policy(new, ignore, note, family), dtype)
     except (ConfigProblem, ValueError) as problem:
         raise RunError(f"{path}: {one_line(problem)}") from None
@@ -153,6 +157,9 @@ def save_model(
     with atomic_folder(folder, skip=(CARD,)) as draft:
         write_json(draft / CONFIG, config)
         write_weights(draft, entries, shard_bytes)
+        for name, values in sentence_files(model).items() if config["model_type"] != own.MODEL_TYPE else ():
+            (draft / name).parent.mkdir(exist_ok=True)
+            write_json(draft / name, values)
         for file in files:
             shutil.copyfile(file, draft / file.name)
 
