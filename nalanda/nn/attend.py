@@ -152,7 +152,8 @@ def _flex(
 @functools.cache
 def _flex_kernel(device: str) -> Callable[..., Any]:
     """Fused on a GPU, where a kernel is compiled for each pattern; elsewhere as torch spells it out, for tests."""
-    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+    kernel: Callable[..., Any] = flex_attention
+    return torch.compile(kernel, dynamic=True) if device == "cuda" else kernel
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -92,7 +92,8 @@ class YarnScaling(Config):
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, dim - 1)
-        ramp = (torch.arange(dim // 2, dtype=torch.float64, device="cpu") - low) / (max(high - low, 0.001))
+        width = high - low or 0.001
+        ramp = (torch.arange(dim // 2, dtype=torch.float64, device="cpu") - low) / width
         slowed = ramp.clamp(0, 1)
         plain = plain_frequencies(theta, dim)
         return plain / self.factor * slowed + plain * (1 - slowed)
