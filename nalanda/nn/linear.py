@@ -51,6 +51,8 @@ class ExpertLinear(nn.Module):
 
 def _groups(x: Tensor, weight: Tensor) -> bool:
     """Whether torch (2.13) has one call for all groups: bf16, and fp32 in eager mode on CPUs, in whole 16 bytes."""
+    if not hasattr(F, "grouped_mm"):
+        return False
     compiling = torch.compiler.is_compiling()
     kinds = (torch.bfloat16,) if compiling or x.device.type != "cpu" else (torch.bfloat16, torch.float32)
     if x.dtype not in kinds or any(size * x.element_size() % 16 for size in weight.shape[1:]):

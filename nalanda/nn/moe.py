@@ -8,7 +8,7 @@
       -> rows sorted by expert -> one grouped product per matrix -> sorted back -> weighted sum (+ shared expert)
 
 No place is ever dropped: an expert takes as many rows as choose it. Nothing here adds in an order that could differ
-from run to run: rows are moved by a permutation and moved back by its inverse, never scattered onto one another.
+from run to run: rows are gathered, forwards and backwards, and never scattered onto one another.
 
 Weights: `router.weight` E x D (and `router.balance_bias` E), `experts.gate_up.weight` E x 2F x D (gate's rows, then
 up's; mlp: `experts.input.weight` E x F x D), `experts.output.weight` E x D x F, `shared.*` as a dense network's,
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from nalanda.nn.dropout import Dropout
 from nalanda.nn.feedforward import ACTIVATIONS, FEEDFORWARDS
@@ -50,7 +51,7 @@ class Router(Linear):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """N x E logits."""
-        exact = torch.float64 if x_ND.dtype == torch.float64 else torch.float32
+        exact = _exact(x_ND)
         with torch.autocast(x_ND.device.type, enabled=False):
             return F.linear(x_ND.to(exact), self.weight.to(exact))
 
@@ -92,18 +93,47 @@ class Experts(nn.Module):
         return self.output(self.dropout(inner_RF), counts_E)
 
 
-class _Permute(torch.autograd.Function):
-    """Rows in another order; the gradient's rows are put back by the inverse, with no addition anywhere."""
+class _Dispatch(torch.autograd.Function):
+    """R x D: each sorted row's place. Backwards a place gathers its K rows, in the order of its choices."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
-        return x.index_select(0, order)
+    def forward(ctx: Any, x_ND: Tensor, order_R: Tensor, row_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(row_NK)
+        return x_ND.index_select(0, order_R // row_NK.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        order, inverse = ctx.saved_tensors
-        return _Permute.apply(grad, inverse, order), None, None
+    @once_differentiable
+    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:
+        (row_NK,) = ctx.saved_tensors
+        grad_ND = grad_RD.new_zeros(row_NK.shape[0], grad_RD.shape[1], dtype=_exact(grad_RD))
+        for row_N in row_NK.unbind(1):
+            grad_ND += grad_RD.index_select(0, row_N)
+        return grad_ND.to(grad_RD.dtype), None, None
+
+
+class _Combine(torch.autograd.Function):
+    """N x D: the weighted sum of each place's K rows, never holding more than one row of each place beside them."""
+
+    @staticmethod
+    def forward(ctx: Any, y_RD: Tensor, weights_NK: Tensor, order_R: Tensor, row_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(y_RD, weights_NK, order_R, row_NK)
+        y_ND = weights_NK.new_zeros(row_NK.shape[0], y_RD.shape[1])
+        for row_N, weight_N in zip(row_NK.unbind(1), weights_NK.unbind(1), strict=True):
+            y_ND.addcmul_(y_RD.index_select(0, row_N).to(y_ND.dtype), weight_N.unsqueeze(1))
+        return y_ND
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        y_RD, weights_NK, order_R, row_NK = ctx.saved_tensors
+        grad_RD = grad_ND.index_select(0, order_R // row_NK.shape[1])
+        grad_RD.mul_(weights_NK.reshape(-1).index_select(0, order_R).unsqueeze(1))
+        grad_NK = [(grad_ND * y_RD.index_select(0, row_N)).sum(1) for row_N in row_NK.unbind(1)]
+        return grad_RD.to(y_RD.dtype), torch.stack(grad_NK, 1), None, None
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 class MoE(nn.Module):
@@ -141,12 +171,11 @@ class MoE(nn.Module):
             choices.append(chosen_NK.view(*shape[:-1], top_k))
         expert_R = chosen_NK.reshape(-1)
         order_R = expert_R.argsort(stable=True)
-        inverse_R = order_R.argsort()
-        counts_E = torch.bincount(expert_R, minlength=experts)
-        x_RD = x_ND.unsqueeze(1).expand(-1, top_k, -1).reshape(-1, shape[-1])
-        y_RD = self.experts(_Permute.apply(x_RD, order_R, inverse_R), counts_E)
-        y_NKD = _Permute.apply(y_RD, inverse_R, order_R).view(-1, top_k, shape[-1])
-        y_ND = (y_NKD * weights_NK.unsqueeze(-1)).sum(1)
+        row_NK = order_R.argsort().view_as(chosen_NK)
+        y_RD = self.experts(
+            _Dispatch.apply(x_ND, order_R, row_NK), torch.bincount(expert_R, minlength=experts)
+        )
+        y_ND = _Combine.apply(y_RD, weights_NK, order_R, row_NK)
         if self.shared is not None:
             shared_ND = self.shared(x_ND)
             if self.shared_gate is not None:
