@@ -52,7 +52,7 @@ class ExpertsConfig(Config, Generic[Inner]):
     per_layer: bool = Field(default=False, description="the metrics of each layer as well")
 
     @classmethod
-    def model_parametrized_name(cls, params: tuple[type[Any], ...]) -> str:
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
         """One name in schemas, whatever is inside."""
         return cls.__name__
 
