@@ -116,12 +116,18 @@ QWEN2 = (
 )  # fmt: skip
 QWEN3 = (
     Case("qwen3", "Qwen3ForCausalLM", config("Qwen3", head_dim=12)),
-    Case("qwen3", "Qwen3ForCausalLM", config("Qwen3", head_dim=8, attention_bias=True, tie_word_embeddings=True), "tied"),
+    Case(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        config("Qwen3", head_dim=8, attention_bias=True, tie_word_embeddings=True),
+        "tied",
+    ),
     Case(
         "qwen3",
         "Qwen3ForCausalLM",
         config(
-            "Qwen3", head_dim=8, use_sliding_window=True, layer_types=["sliding_attention", "full_attention"], **WINDOW
+            "Qwen3", **WINDOW, head_dim=8, use_sliding_window=True,
+            layer_types=["sliding_attention", "full_attention"],
         ),
         "window",
         LONG,
@@ -131,14 +137,22 @@ QWEN3 = (
 _FEW = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 QWEN_MOE = (
     Case("qwen3_moe", "Qwen3MoeForCausalLM", config("Qwen3Moe", **_FEW)),
-    Case("qwen3_moe", "Qwen3MoeForCausalLM", config("Qwen3Moe", **_FEW, norm_topk_prob=True, head_dim=12), "normalized"),
+    Case(
+        "qwen3_moe", "Qwen3MoeForCausalLM", config("Qwen3Moe", **_FEW, norm_topk_prob=True, head_dim=12), "normalized"
+    ),
     Case(
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
         config("Qwen3Moe", **_FEW, **DEEP, decoder_sparse_step=2, mlp_only_layers=[3], tie_word_embeddings=True),
         "some dense",
     ),
-    Case("qwen3_moe", "Qwen3MoeForCausalLM", config("Qwen3Moe", **_FEW, **WINDOW, use_sliding_window=True), "window", LONG),
+    Case(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        config("Qwen3Moe", **_FEW, **WINDOW, use_sliding_window=True),
+        "window",
+        LONG,
+    ),
     *each("qwen3_moe", named("Qwen3Moe"), config("Qwen3Moe", **_FEW)),
     Case("qwen2_moe", "Qwen2MoeForCausalLM", config("Qwen2Moe", **_FEW, shared_expert_intermediate_size=40)),
     Case(
@@ -155,7 +169,13 @@ QWEN_MOE = (
 )  # fmt: skip
 _GEMMA = {"head_dim": 12, "query_pre_attn_scalar": 10, **WINDOW}
 GEMMA = (
-    Case("gemma2", "Gemma2ForCausalLM", config("Gemma2", **_GEMMA, final_logit_softcapping=4.0, attn_logit_softcapping=3.0), "", LONG),
+    Case(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        config("Gemma2", **_GEMMA, final_logit_softcapping=4.0, attn_logit_softcapping=3.0),
+        "",
+        LONG,
+    ),
     Case(
         "gemma2",
         "Gemma2ForCausalLM",
@@ -182,7 +202,11 @@ GEMMA = (
         LONG,
     ),
     Case(
-        "gemma3", "Gemma3TextForSequenceClassification", config("Gemma3Text", **_GEMMA, sliding_window_pattern=2), "", LONG
+        "gemma3",
+        "Gemma3TextForSequenceClassification",
+        config("Gemma3Text", **_GEMMA, sliding_window_pattern=2),
+        "",
+        LONG,
     ),
 )  # fmt: skip
 OLMO = (
