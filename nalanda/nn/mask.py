@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 Backend = Literal["sdpa", "manual", "flex"]
-MANUAL_PLAIN, MANUAL_MASKED = 256, 512  # keys that a bf16 CPU takes by hand without a mask and with one
+MANUAL_UP_TO = 512  # keys: how long rows a bf16 CPU takes by hand
 FLEX_FROM = 128  # places: the side of flex's blocks; below, there is nothing to skip
 FLEX_DIM = 16  # the smallest head that flex's kernels take
 
@@ -172,9 +172,10 @@ def choose_backend(sight: Sight, learned: Tensor | None, dtype: torch.dtype, nee
         return "flex"
     if needs.scores:
         return "manual"
-    if device == "cpu" and dtype == torch.bfloat16:
-        trained = learned is not None and learned.requires_grad
-        if width == 1 or trained or length <= (MANUAL_MASKED if masked else MANUAL_PLAIN):
+    if device == "cpu":
+        if learned is not None and learned.requires_grad:  # SDPA's kernels have no gradient for a bias
+            return "manual"
+        if dtype == torch.bfloat16 and (width == 1 or length <= MANUAL_UP_TO):
             return "manual"
     return "sdpa"
 

@@ -74,15 +74,15 @@ def test_backends_on_a_cpu() -> None:
     for width, keys in ((1, 8), (64, 64), (2048, 2048)):
         assert choice(width, keys, FP32) == "sdpa"
         assert choice(width, keys, FP32, scores=True) == "manual"
-    small, large = masks.MANUAL_PLAIN, masks.MANUAL_MASKED
-    assert choice(small, small, BF16) == "manual"
-    assert choice(small + 1, small + 1, BF16) == "sdpa"
-    assert choice(large, large, BF16, segments=True) == "manual"
-    assert choice(large + 1, large + 1, BF16, window=4) == "sdpa"
+    longest = masks.MANUAL_UP_TO
+    assert choice(longest, longest, BF16) == "manual"
+    assert choice(longest, longest, BF16, segments=True) == "manual"
+    assert choice(longest + 1, longest + 1, BF16) == "sdpa"
+    assert choice(longest + 1, longest + 1, BF16, window=4) == "sdpa"
     assert choice(1, 5000, BF16) == "manual"
     bias = torch.zeros(1, 2, 8, 8)
     assert choice(2048, 2048, BF16, learned=bias) == "sdpa"
-    assert choice(2048, 2048, BF16, learned=bias.requires_grad_()) == "manual"
+    assert choice(2048, 2048, FP32, learned=bias.requires_grad_()) == "manual"
 
 
 def test_backends_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

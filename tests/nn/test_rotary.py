@@ -1,4 +1,4 @@
-"""Rotations of every scaling against transformers' frequencies and magnitudes; ntk, which it lacks, by its formula."""
+"""Rotations of every scaling against transformers' frequencies and magnitudes; ntk by its formula."""
 
 from __future__ import annotations
 
