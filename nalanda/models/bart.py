@@ -113,7 +113,7 @@ def architectures(name: str) -> dict[str, tuple[str, ...]]:
 
 
 SCALE = Key("scale_embedding", "scale_embeddings", False)
-OLD = {"normalize_embedding": True, "static_position_embeddings": False}
+OLD: dict[str, Any] = {"normalize_embedding": True, "static_position_embeddings": False}
 SMALL = {
     f"{stack}_{key}": value
     for stack in ("encoder", "decoder")

@@ -89,6 +89,24 @@ def choose_heads(
     return chosen, new
 
 
+def heads_said(family: Family, config: Mapping[str, Any], heads: Mapping[str, HeadSpec]) -> bool:
+    """Whether the family would build those of its heads that are among `heads` just so, dropout apart."""
+    shape = family.shape(config)
+    for name, asked in heads.items():
+        head = family.head(name, asked.kind)
+        if head is None or asked.kind == "embedding":
+            continue
+        words = {
+            **config,
+            "num_labels": getattr(asked, "classes", 2),
+            **(head.says(asked) if head.says else {}),
+        }
+        built = head.spec(shape, words)
+        if built.model_copy(update={"dropout": getattr(asked, "dropout", 0.0)}).to_dict() != asked.to_dict():
+            return False
+    return True
+
+
 def _present(family: Family, config: Mapping[str, Any], keys: Collection[str]) -> list[Head]:
     """The heads that the checkpoint's architecture names; without a known one, those whose weights are there."""
     by_name = {head.name: head for head in family.heads}

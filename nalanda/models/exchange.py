@@ -23,7 +23,7 @@ from nalanda.base.errors import RunError
 from nalanda.base.io import MANIFEST, atomic_folder, read_json, verify_manifest, write_json
 from nalanda.models import own
 from nalanda.models.auto import BY_TYPE, FAMILIES, find
-from nalanda.models.choice import check_layers, choose_heads, read_spec
+from nalanda.models.choice import check_layers, choose_heads, heads_said, read_spec
 from nalanda.models.family import ConfigProblem, Family, one_line
 from nalanda.models.gguf import open_gguf
 from nalanda.models.reading import Policy, build_empty, fill, settled
@@ -186,7 +186,8 @@ def checkpoint_of(model: Model) -> tuple[dict[str, Any], list[Entry]]:
 def describe(model: Model) -> tuple[Family, dict[str, Any]] | None:
     """The family that says `model`, and its config.json; None where there is none.
 
-    A model that was read from a checkpoint keeps its family and what else its config.json said.
+    A model that was read from a checkpoint keeps its family and what else its config.json said; any other is a
+    family's only with heads that the family has as well.
     """
     kind = str(model.origin.get("model_type", ""))
     for family in [BY_TYPE[kind]] if kind in BY_TYPE else FAMILIES.values():
@@ -194,6 +195,8 @@ def describe(model: Model) -> tuple[Family, dict[str, Any]] | None:
             config = family.config(model.spec, model.origin)
             sources(family, model)
         except ValueError:
+            continue
+        if not model.origin and not heads_said(family, config, model.head_specs):
             continue
         return family, complete(family, config, model)
     return None

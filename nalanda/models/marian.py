@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nalanda.models.bart import CONSTANTS, SHARED, TOKENS, keys
 from nalanda.models.family import Family, Fixed, Key
 
 BOTH = ("encoder", "decoder")
-OLD = {
+OLD: dict[str, Any] = {
     "normalize_before": False, "normalize_embedding": False, "add_final_layer_norm": False,
     "static_position_embeddings": True,
 }  # fmt: skip
@@ -26,6 +28,7 @@ MARIAN = Family(
     heads=(TOKENS,),
     architectures={"MarianMTModel": ("tokens",)},
     derived=("*.embed_positions.weight",),
+    fresh={"pad_token_id": None, "eos_token_id": None, "forced_eos_token_id": None, "decoder_start_token_id": 0},
     presets={
         "opus-mt": {
             "d_model": 512, "scale_embedding": True, "activation_function": "swish", "max_position_embeddings": 512,

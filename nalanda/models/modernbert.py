@@ -127,6 +127,7 @@ MODERNBERT = Family(
     },
     aliases={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
     derived=("*.inv_freq", "*_inv_freq"),
+    fresh=dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
     presets={
         "modernbert-base": {},
         "modernbert-large": {

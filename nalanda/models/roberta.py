@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nalanda.models.bert import CONSTANTS, KEYS, PLACES, dropout, pooler, rows
-from nalanda.models.family import ConfigProblem, Family, Head, Row, classes
+from nalanda.models.family import ConfigProblem, Family, Head, Key, Row, classes
 from nalanda.models.shape import Shape
 from nalanda.nn.spec import HeadSpec, NormSpec, SequenceHeadSpec, TokensHeadSpec
 
@@ -61,7 +61,7 @@ HEADS = (
 )  # fmt: skip
 
 
-def family(name: str, classes_name: str, presets: Mapping[str, Mapping[str, Any]]) -> Family:
+def family(name: str, classes_name: str, vocabulary: int, presets: Mapping[str, Mapping[str, Any]]) -> Family:
     """The family of one model_type; Hugging Face's classes begin with `classes_name`."""
     return Family(
         name=name,
@@ -69,7 +69,7 @@ def family(name: str, classes_name: str, presets: Mapping[str, Mapping[str, Any]
         base=f"{classes_name}Model",
         prefix="roberta.",
         constants=CONSTANTS,
-        keys=(*KEYS, PositionsAfterPad()),
+        keys=(Key("vocab_size", "vocabulary", vocabulary), *KEYS[1:], PositionsAfterPad()),
         rows=rows("roberta."),
         heads=HEADS,
         architectures={
@@ -92,14 +92,14 @@ def family(name: str, classes_name: str, presets: Mapping[str, Mapping[str, Any]
 COMMON = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 ROBERTA = family(
-    "roberta", "Roberta",
+    "roberta", "Roberta", 50265,
     {
-        "roberta-base": {**COMMON, "vocab_size": 50265},
-        "roberta-large": {**COMMON, **LARGE, "vocab_size": 50265},
+        "roberta-base": COMMON,
+        "roberta-large": {**COMMON, **LARGE},
     },
 )  # fmt: skip
 XLM_ROBERTA = family(
-    "xlm-roberta", "XLMRoberta",
+    "xlm-roberta", "XLMRoberta", 30522,
     {
         "xlm-roberta-base": {**COMMON, "vocab_size": 250002},
         "xlm-roberta-large": {**COMMON, **LARGE, "vocab_size": 250002},
