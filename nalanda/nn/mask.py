@@ -163,7 +163,10 @@ NOTHING = Needs()
 
 
 def choose_backend(sight: Sight, learned: Tensor | None, dtype: torch.dtype, needs: Needs) -> Backend:
-    """The way that was fastest, by benchmarks/results/2026-11-25_attention.md; GPU rules are by reasoning alone."""
+    """The fastest way, by benchmarks/results/2026-11-25_attention.md; the rule for GPUs is by reasoning alone.
+
+    By hand, bf16 scores are rounded before the softmax; that file says what it costs.
+    """
     width, length = sight.query.length, sight.key.length
     device = _kind(sight.key)
     masked = learned is not None or not (sight.everything or sight.triangle)
