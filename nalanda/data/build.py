@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -35,6 +35,7 @@ from nalanda.data.packing import CausalConfig, Packed
 from nalanda.data.pairs import Pairs, PairsConfig
 from nalanda.data.source import DataConfig, Source, TextConfig
 from nalanda.data.store import FORMAT, TokenStore, open_store
+from nalanda.generate.prompting import Prompting
 from nalanda.text.transliterate import romanize as latin_letters
 
 if TYPE_CHECKING:
@@ -55,15 +56,24 @@ def build_source(
     seed: int,
     progress: ProgressFactory = silent,
     romanize: Callable[[str], str] = latin_letters,
+    prompting: Prompting | None = None,
 ) -> Source:
     """The source that `config` describes, over one split of its corpus, with its stores under `folder`.
 
+    `prompting`: how the model is spoken to; None: as ours are.
     Raises DataError when the corpus is missing, holds nothing of the wanted kind, or has a language without tag.
     """
     if isinstance(config, MixtureConfig):
         parts = [
             build_source(
-                part, split, tokenizer, folder / f"part-{i}", derive(seed, "part", i), progress, romanize
+                part,
+                split,
+                tokenizer,
+                folder / f"part-{i}",
+                derive(seed, "part", i),
+                progress,
+                romanize,
+                prompting,
             )
             for i, part in enumerate(config.parts)
         ]
@@ -73,10 +83,10 @@ def build_source(
         names = [f"pairs-{split}-source", f"pairs-{split}-target"]
         counts: Counter[str] = Counter()
         source, target = work.stores(
-            names, _pairs(work.documents(), config, counts), counts, [config.direction]
+            names, _pairs(work.documents(), config, counts), counts, [config.direction], [tokenizer.target]
         )
-        return Pairs(config, source, target, tokenizer, seed)
-    return _texts_source(config, split, work, seed, romanize)
+        return Pairs(config, source, target, tokenizer, seed, prompting)
+    return _texts_source(config, split, work, seed, romanize, prompting)
 
 
 def _texts_source(
@@ -85,26 +95,27 @@ def _texts_source(
     work: _Tokenizing,
     seed: int,
     romanize: Callable[[str], str],
+    prompting: Prompting | None,
 ) -> Source:
     counts: Counter[str] = Counter()
     texts = _texts(work.documents(), config, counts)
     settings: list[Any] = [config.sides, *config.languages]
     if isinstance(config, NextSentenceConfig):
         (store,) = work.stores([f"sentences-{split}"], _sentences(texts, counts), counts, settings)
-        return NextSentence(config, store, work.tokenizer, seed)
+        return NextSentence(config, store, work.tokenizer, seed, prompting)
     if isinstance(config, DenoiseConfig) and config.noise.romanize:
         rows = (([text, _other(romanize(text), text)], [code, code], None) for text, code in texts)
         names = [f"texts-{split}", f"romanized-{split}"]
         store, romanized = work.stores(names, rows, counts, [*settings, "romanized"])
-        return Denoise(config, store, work.tokenizer, seed, romanized)
+        return Denoise(config, store, work.tokenizer, seed, romanized, prompting)
     (store,) = work.stores(
         [f"texts-{split}"], (([text], [code], None) for text, code in texts), counts, settings
     )
     if isinstance(config, DenoiseConfig):
-        return Denoise(config, store, work.tokenizer, seed)
+        return Denoise(config, store, work.tokenizer, seed, None, prompting)
     if isinstance(config, CausalConfig):
-        return Packed(config, store, work.tokenizer, seed)
-    return Masked(config, store, work.tokenizer, seed)
+        return Packed(config, store, work.tokenizer, seed, prompting)
+    return Masked(config, store, work.tokenizer, seed, prompting)
 
 
 def _other(romanized: str, text: str) -> str:
@@ -177,9 +188,19 @@ class _Tokenizing:
                 bar.update(1)
 
     def stores(
-        self, names: list[str], rows: Rows, counts: Counter[str], settings: list[Any]
+        self,
+        names: list[str],
+        rows: Rows,
+        counts: Counter[str],
+        settings: list[Any],
+        others: Sequence[Tokenizer] = (),
     ) -> list[TokenStore]:
-        """The stores called `names`, found or made from `rows`. Raises DataError when that gives no sequence."""
+        """The stores called `names`, found or made from `rows`. Raises DataError when that gives no sequence.
+
+        `others`: the tokenizers of all stores but the first; without them all have the first's.
+        """
+        tokenizers = [self.tokenizer, *(others or [self.tokenizer] * (len(names) - 1))]
+        settings = [*settings, *(t.fingerprint for t in tokenizers if t is not self.tokenizer)]
         made_from = io.fingerprint(
             {
                 "format": FORMAT,
@@ -194,7 +215,7 @@ class _Tokenizing:
         except DataError:
             found = []
         if not found or any(store.meta.get("made_from") != made_from for store in found):
-            self._write(paths, iter(rows), counts, made_from)
+            self._write(paths, tokenizers, iter(rows), counts, made_from)
             found = [TokenStore(path) for path in paths]
         if len(found[0]) == 0:
             told = ", ".join(f"{number} {reason}" for reason, number in found[0].meta["counts"].items())
@@ -204,18 +225,19 @@ class _Tokenizing:
     def _write(
         self,
         paths: list[Path],
+        tokenizers: list[Tokenizer],
         rows: Iterator[tuple[list[str], list[str], int | None]],
         counts: Counter[str],
         made_from: str,
     ) -> None:
         with ExitStack() as stack:
             writers = [
-                stack.enter_context(open_store(path, self.tokenizer.vocabulary, {"made_from": made_from}))
-                for path in paths
+                stack.enter_context(open_store(path, tokenizer.vocabulary, {"made_from": made_from}))
+                for path, tokenizer in zip(paths, tokenizers)
             ]
             while chunk := list(islice(rows, _CHUNK)):
                 for index, writer in enumerate(writers):
-                    encoded = self.tokenizer.encode_batch([texts[index] for texts, _, _ in chunk])
+                    encoded = tokenizers[index].encode_batch([texts[index] for texts, _, _ in chunk])
                     for tokens, (_, codes, sample) in zip(encoded, chunk):
                         writer.add(tokens, language=codes[index], sample=sample)
             for writer in writers:

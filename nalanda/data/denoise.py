@@ -1,7 +1,7 @@
 """Denoising: the model reads damaged text and writes it whole (or what is missing from it).
 
     encoder   [TAG of the text's own language] noised tokens [EOS]
-    decoder   [BOS] tokens   ->   tokens [EOS]
+    decoder   [BOS] tokens   ->   tokens [EOS]           (models of others: as for pairs of one language)
 
 Each row gets one kind of noise, drawn by the config's weights:
 
@@ -26,11 +26,12 @@ from nalanda.base.errors import DataError
 from nalanda.config import Config
 from nalanda.data.batch import Batch
 from nalanda.data.noise import row_keys, uniform
-from nalanda.data.pairs import tags
+from nalanda.data.pairs import Frames, languages
 from nalanda.data.pieces import Pieces
 from nalanda.data.ragged import Ragged, concatenate, ranks
 from nalanda.data.source import Bucketed, Collator, TextConfig
 from nalanda.data.store import TokenStore
+from nalanda.generate.prompting import Prompting
 
 if TYPE_CHECKING:
     from nalanda.tokenizer.tokenizer import Tokenizer
@@ -175,35 +176,45 @@ class Denoise(Bucketed):
         tokenizer: Tokenizer,
         seed: int,
         romanized: TokenStore | None = None,
+        prompting: Prompting | None = None,
     ) -> None:
         self.noise, self.store, self.romanized, self.tokenizer = config, store, romanized, tokenizer
         weights = config.noise.values()
         if weights[1] and len(tokenizer.sentinels) < 2:
             raise DataError(
-                "data.noise.sentinels: the tokenizer has no sentinels; train it with 32 or more of them, "
-                "or set this weight to 0"
+                "data.noise.sentinels: the tokenizer has no sentinels (<extra_0> or <extra_id_0> and on); take one "
+                "that has (T5's, or your own with 32 or more of them), or set this weight to 0"
             )
+        prompting = prompting or Prompting(tokenizer)
+        if weights[0] and config.mask and not prompting.own and tokenizer.role("mask") is None:
+            raise DataError(
+                "data.noise.edit: the tokenizer has no mask token; "
+                + ("use noise: {edit: 0, sentinels: 1}" if len(tokenizer.sentinels) > 1 else "set mask: 0")
+            )
+        self._masks = bool(weights[0] and config.mask)
         if weights[2] and (romanized is None or len(romanized) != len(store)):
             raise DataError(
                 f"data.noise.romanize: {store.folder} has no romanized store of the same sequences"
             )
         self.sentinels = np.array(tokenizer.sentinels, dtype=np.int64)
         self.collator = Collator(tokenizer.pad, config.length_multiple, config.row_multiple)
-        self.pieces = Pieces(store, config.max_length - 2)
-        self._tags = tags(store, tokenizer)[self.pieces.sequence]
+        frames = Frames.of(store, store, prompting)
+        self._around, self._beside = frames.source_length, frames.target_length
+        self.pieces = Pieces(store, config.max_length - max(self._around, self._beside))
+        self._frames = frames.take(self.pieces.sequence)
         self._latin = self._latin_lengths(weights[2] > 0)
         self._chances = self._tables(weights)
-        inputs = {"store": store.fingerprint, "tokenizer": tokenizer.fingerprint}
+        inputs = {"store": store.fingerprint, "tokenizer": tokenizer.fingerprint, **frames.fingerprint}
         if romanized is not None and weights[2]:
             inputs["romanized"] = romanized.fingerprint
-        super().__init__(config, seed, self._tags, inputs, config.temperature)
+        super().__init__(config, seed, self._frames.group, inputs, config.temperature)
 
     def _latin_lengths(self, wanted: bool) -> np.ndarray:
         """Tokens of each piece in Latin letters; 0 where it has none, was split, or they would be too long."""
         if not wanted or self.romanized is None:
             return np.zeros(len(self.pieces), dtype=np.int64)
         lengths = self.romanized.lengths[self.pieces.sequence].copy()
-        lengths[~self.pieces.whole | (lengths > self.noise.max_length - 2)] = 0
+        lengths[~self.pieces.whole | (lengths > self.noise.max_length - self._around)] = 0
         return lengths
 
     @staticmethod
@@ -217,7 +228,7 @@ class Denoise(Bucketed):
     def sizes(self, ids: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The undamaged lengths: noise is drawn by step, the plan by epoch."""
         lengths = self.pieces.lengths[ids]
-        return np.maximum(lengths, self._latin[ids]) + 2, lengths + 1
+        return np.maximum(lengths, self._latin[ids]) + self._around, lengths + self._beside
 
     def kinds(self, ids: np.ndarray, step: int) -> np.ndarray:
         """Which of KINDS each sample gets at a step, as an index."""
@@ -237,7 +248,8 @@ class Denoise(Bucketed):
                 continue
             source = target = clean.take(rows)
             if name == "edit":
-                source = edit(target, keys[rows], config, self.tokenizer.mask, self.store.tokens)
+                mask = self.tokenizer.mask if self._masks else -1
+                source = edit(target, keys[rows], config, mask, self.store.tokens)
             elif name == "sentinels":
                 source, target = sentinel_spans(source, keys[rows], config.mask, config.span, self.sentinels)
             elif name == "romanize":
@@ -247,20 +259,20 @@ class Denoise(Bucketed):
             targets.append(target)
             members.append(rows)
         back = np.argsort(np.concatenate(members))
-        source = concatenate(sources).take(back).head(config.max_length - 2)
-        source = source.affix(prefix=self._tags[ids], suffix=self.tokenizer.eos)
-        target = concatenate(targets).take(back)
-        return self.collator.pairs(source, target, self.tokenizer.bos, self.tokenizer.eos, ids)
+        source = concatenate(sources).take(back).head(config.max_length - self._around)
+        frames = self._frames.take(ids)
+        target = frames.target(concatenate(targets).take(back))
+        return self.collator.pairs(frames.source(source), target, frames.start, ids)
 
     def describe(self) -> dict[str, Any]:
         """Rows, tokens, how many texts were split, and how many can be romanized."""
+        spoken = languages(self.store, False)[self.pieces.sequence]
         return {
             "kind": self.kind,
             **self.pieces.describe(),
             "romanized": int((self._latin > 0).sum()),
             "rows_by_language": {
-                code: int((self.store.languages[self.pieces.sequence] == index).sum())  # type: ignore[index]
-                for index, code in enumerate(self.store.codes)
+                code: int((spoken == index).sum()) for index, code in enumerate(self.store.codes)
             },
             "steps_per_epoch": self.steps_per_epoch,
         }

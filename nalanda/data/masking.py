@@ -6,6 +6,7 @@
 
 `whole_words` chooses words instead of tokens, so that a word's end does not give its beginning away (a text of
 one word excepted: there tokens are chosen).
+Models of others have [CLS] and [SEP], or what their tokenizer puts around a text, in place of BOS and EOS.
 Which tokens are chosen is a pure function of (seed, step, sample).
 """
 
@@ -22,6 +23,7 @@ from nalanda.data.pieces import Pieces
 from nalanda.data.ragged import Ragged, ranks
 from nalanda.data.source import Bucketed, Collator, TextConfig, to_batch
 from nalanda.data.store import TokenStore
+from nalanda.generate.prompting import Prompting
 
 if TYPE_CHECKING:
     from nalanda.tokenizer.tokenizer import Tokenizer
@@ -57,8 +59,9 @@ class Masker:
     def __init__(self, config: MaskingConfig, tokenizer: Tokenizer) -> None:
         self.config, self.mask = config, tokenizer.mask
         self.special = np.zeros(tokenizer.vocabulary, dtype=bool)
-        self.special[sorted(tokenizer.special_ids)] = True
-        self.ordinary = np.flatnonzero(~self.special)
+        self.special[[i for i in sorted(tokenizer.special_ids) if i < tokenizer.vocabulary]] = True
+        ordinary = np.flatnonzero(~self.special)
+        self.ordinary = ordinary[[tokenizer.has(i) for i in ordinary.tolist()]]
         self.word_starts = np.asarray(tokenizer.word_starts, dtype=bool) if config.whole_words else None
 
     def choose(self, rows: Ragged, keys: np.ndarray) -> np.ndarray:
@@ -111,22 +114,35 @@ class Masked(Bucketed):
 
     kind = "masked"
 
-    def __init__(self, config: MaskedConfig, store: TokenStore, tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(
+        self,
+        config: MaskedConfig,
+        store: TokenStore,
+        tokenizer: Tokenizer,
+        seed: int,
+        prompting: Prompting | None = None,
+    ) -> None:
         self.store, self.tokenizer = store, tokenizer
         self.masker = Masker(config, tokenizer)
         self.collator = Collator(tokenizer.pad, config.length_multiple, config.row_multiple)
-        self.pieces = Pieces(store, config.max_length - 2)
+        prompting = prompting or Prompting(tokenizer)
+        before, behind = prompting.text_frame
+        self._around = np.array(before, dtype=np.int64)[None], np.array(behind, dtype=np.int64)[None]
+        self.pieces = Pieces(store, config.max_length - len(before) - len(behind))
         languages = store.languages if store.languages is not None else np.zeros(len(store), dtype=np.int16)
         inputs = {"store": store.fingerprint, "tokenizer": tokenizer.fingerprint}
+        inputs |= {} if prompting.own else {"layout": str((before, behind))}
         super().__init__(config, seed, languages[self.pieces.sequence], inputs, config.temperature)
 
     def sizes(self, ids: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """[BOS] tokens [EOS], and no other stream."""
-        return np.zeros(len(ids), dtype=np.int64), self.pieces.lengths[ids] + 2
+        return np.zeros(len(ids), dtype=np.int64), self.pieces.lengths[ids] + sum(
+            part.size for part in self._around
+        )
 
     def collate(self, ids: np.ndarray, epoch: int, step: int) -> Batch:
         """The pieces `ids`, masked for `step`, as one batch."""
-        rows = self.pieces.gather(ids).affix(prefix=self.tokenizer.bos, suffix=self.tokenizer.eos)
+        rows = self.pieces.gather(ids).around(*self._around)
         return to_batch(self.masker.batch(rows, row_keys(self.seed, "mask", step, ids), self.collator, ids))
 
     def describe(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from nalanda.data.noise import row_keys, uniform
 from nalanda.data.ragged import Ragged, gather, join
 from nalanda.data.source import Bucketed, Collator, to_batch
 from nalanda.data.store import TokenStore
+from nalanda.generate.prompting import Prompting
 
 if TYPE_CHECKING:
     from nalanda.tokenizer.tokenizer import Tokenizer
@@ -47,7 +48,12 @@ class NextSentence(Bucketed):
     kind = "next_sentence"
 
     def __init__(
-        self, config: NextSentenceConfig, store: TokenStore, tokenizer: Tokenizer, seed: int
+        self,
+        config: NextSentenceConfig,
+        store: TokenStore,
+        tokenizer: Tokenizer,
+        seed: int,
+        prompting: Prompting | None = None,
     ) -> None:
         if store.samples is None:
             raise DataError(
@@ -69,10 +75,17 @@ class NextSentence(Bucketed):
         self._single = int((sentences == 1).sum())
         self._begin = np.flatnonzero(np.concatenate([[True], text[1:] != text[:-1]]))[number]
         self._count = np.bincount(number)[number]
-        self._lengths = np.minimum(store.lengths, (config.max_length - 3) // 2)
+        prompting = prompting or Prompting(tokenizer)
+        self._frame = tuple(np.array(part, dtype=np.int64)[None] for part in prompting.pair_frame)
+        self._more = sum(part.size for part in self._frame)
+        # A model without embeddings for the second sentence reads both as the first.
+        spec = prompting.spec
+        self._second_type = int(prompting.own or spec is None or spec.token_types > 1)
+        self._lengths = np.minimum(store.lengths, (config.max_length - self._more) // 2)
         self.masker = Masker(config, tokenizer)
         self.collator = Collator(tokenizer.pad, config.length_multiple, config.row_multiple)
         inputs = {"store": store.fingerprint, "tokenizer": tokenizer.fingerprint}
+        inputs |= {} if prompting.own else {"layout": str((prompting.pair_frame, self._second_type))}
         super().__init__(config, seed, np.zeros(len(self.firsts), dtype=np.int64), inputs)
 
     def second(self, ids: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +103,7 @@ class NextSentence(Bucketed):
     def sizes(self, ids: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """[BOS] A [EOS] B [EOS], and no other stream."""
         second, _ = self.second(ids, epoch)
-        lengths = self._lengths[self.firsts[ids]] + self._lengths[second] + 3
+        lengths = self._lengths[self.firsts[ids]] + self._lengths[second] + self._more
         return np.zeros(len(ids), dtype=np.int64), lengths
 
     def _sentences(self, numbers: np.ndarray) -> Ragged:
@@ -98,13 +111,14 @@ class NextSentence(Bucketed):
 
     def collate(self, ids: np.ndarray, epoch: int, step: int) -> Batch:
         """The pairs `ids` of an epoch, masked for `step`, as one batch."""
-        bos, eos = self.tokenizer.bos, self.tokenizer.eos
+        before, between, behind = self._frame
         second, labels = self.second(ids, epoch)
-        a = self._sentences(self.firsts[ids]).affix(prefix=bos, suffix=eos)
-        b = self._sentences(second).affix(suffix=eos)
+        a = self._sentences(self.firsts[ids]).around(before, between)
+        b = self._sentences(second).around(np.empty((1, 0), dtype=np.int64), behind)
         rows = join(a, b)
         values = self.masker.batch(rows, row_keys(self.seed, "mask", step, ids), self.collator, ids)
-        types = Ragged((rows.places() >= a.lengths[rows.rows()]).astype(np.int64), rows.lengths)
+        second_half = rows.places() >= a.lengths[rows.rows()]
+        types = Ragged(second_half.astype(np.int64) * self._second_type, rows.lengths)
         values["token_types"] = self.collator.like(types, values).astype(np.int32)
         values["labels"] = self.collator.per_row(labels, values, 0)
         values["label_weight"] = self.collator.per_row(np.ones(len(ids), dtype=np.float32), values, 0)

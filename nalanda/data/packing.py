@@ -1,6 +1,7 @@
 """Causal language modelling: documents packed into rows of one fixed length.
 
-A document of n tokens is n + 1 places: it reads [BOS] t1 .. tn and predicts t1 .. tn [EOS].
+A document of n tokens is n + 1 places: it reads [BOS] t1 .. tn and predicts t1 .. tn [EOS]. A model of others reads
+what its tokenizer puts before a text; where that is nothing (GPT-2, Qwen), the EOS of the document before.
 
     row   | BOS a b c | BOS d e | BOS f g h i |         segments 1 1 1 1 2 2 2 3 3 3 3 3
           |  a b c EOS|  d e EOS|  f g h i j  | ...     positions 0 1 2 3 0 1 2 0 1 2 3 4
@@ -29,6 +30,7 @@ from nalanda.data.noise import permutation
 from nalanda.data.order import ladder
 from nalanda.data.source import TextConfig, to_batch
 from nalanda.data.store import TokenStore
+from nalanda.generate.prompting import Prompting
 
 if TYPE_CHECKING:
     from nalanda.tokenizer.tokenizer import Tokenizer
@@ -115,15 +117,25 @@ class Packed:
 
     kind = "causal"
 
-    def __init__(self, config: CausalConfig, store: TokenStore, tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(
+        self,
+        config: CausalConfig,
+        store: TokenStore,
+        tokenizer: Tokenizer,
+        seed: int,
+        prompting: Prompting | None = None,
+    ) -> None:
         self.config, self.store, self.tokenizer, self.seed = config, store, tokenizer, seed
+        prompting = prompting or Prompting(tokenizer)
+        before, self._end = prompting.document
+        self._before = np.array(before, dtype=np.int64)
         self._rows = np.flatnonzero(store.lengths > 0)
         self._empty = len(store) - len(self._rows)
         if len(self._rows) == 0:
             raise DataError(
                 f"{store.folder}: holds no text ({len(store)} rows, all empty); check the corpus split"
             )
-        self._places = store.lengths[self._rows] + 1
+        self._places = store.lengths[self._rows] + len(before)
         self.rows_per_step = config.batch_tokens // config.max_length
         self.fingerprint = io.fingerprint(
             {
@@ -132,6 +144,7 @@ class Packed:
                 "seed": seed,
                 "store": store.fingerprint,
                 "tokenizer": tokenizer.fingerprint,
+                **({} if prompting.own else {"layout": str((before, self._end))}),
             }
         )
         self._lock = threading.Lock()
@@ -187,14 +200,20 @@ class Packed:
         part = np.repeat(packing.bounds[rows], counts) + nth
         lengths = packing.lengths[part]
         inside = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        # Place q of a document reads its token q - 1 (BOS at 0) and predicts its token q (EOS behind the last).
+        # After the p places of `before`, place q of a document reads its token q - p; each predicts what the next
+        # reads, the last one EOS.
         place = np.repeat(packing.begins[part], lengths) + inside
         document = np.repeat(packing.documents[part], lengths)
         start, end = self.store.offsets[document], self.store.offsets[document + 1]
         tokens, last = self.store.tokens, len(self.store.tokens) - 1
-        read = np.where(place == 0, tokenizer.bos, tokens[np.maximum(start + place - 1, 0)].astype(np.int64))
-        predicted = tokens[np.minimum(start + place, last)].astype(np.int64)
-        predicted[start + place == end] = tokenizer.eos
+        at = start + place - len(self._before)
+
+        def sequence(place: np.ndarray, at: np.ndarray) -> np.ndarray:
+            front = self._before[np.minimum(place, len(self._before) - 1)]
+            return np.where(place < len(self._before), front, tokens[np.clip(at, 0, last)].astype(np.int64))
+
+        read, predicted = sequence(place, at), sequence(place + 1, at + 1)
+        predicted[at + 1 == end] = self._end
         used = np.bincount(np.repeat(np.arange(len(rows)), counts), weights=lengths, minlength=len(rows))
         height = ladder(len(rows), self.config.row_multiple)
         real = np.zeros((height, context), dtype=bool)
@@ -226,7 +245,7 @@ class Packed:
             "documents": len(self._rows),
             "dropped": {"empty": self._empty},
             "corpus": self.store.meta.get("counts", {}),
-            "tokens": places - len(self._rows),
+            "tokens": places - len(self._rows) * len(self._before),
             "rows": self.rows,
             "padding": 1 - places / (self.rows * self.config.max_length),
             "split": int((self._places > self.config.max_length).sum()),

@@ -3,21 +3,26 @@
     encoder   [TAG of the target language] source tokens [EOS]
     decoder   [BOS] target tokens             ->  target tokens [EOS]
 
+That is the layout of our own models; those of others are laid out as they were trained (generate/prompting.py).
 Source and target are two stores with the same sequences in the same order; the target store knows each one's
 language. Pairs that are empty or too long are left out and counted in `describe()`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from nalanda.base import io
 from nalanda.base.errors import DataError
 from nalanda.data.batch import Batch
+from nalanda.data.ragged import Ragged
 from nalanda.data.source import Bucketed, Collator, DataConfig
 from nalanda.data.store import TokenStore
+from nalanda.generate.prompting import Frame, Prompting
 
 if TYPE_CHECKING:
     from nalanda.tokenizer.tokenizer import Tokenizer
@@ -31,17 +36,85 @@ class PairsConfig(DataConfig):
     direction: Literal["forward", "backward", "both"] = "forward"
 
 
-def tags(store: TokenStore, tokenizer: Tokenizer) -> np.ndarray:
-    """The language tag of every sequence of a store. Raises DataError where a language is missing or unknown."""
-    if len(store) == 0:
-        return np.empty(0, dtype=np.int64)
-    if store.languages is None or int(store.languages.min()) < 0:
+def languages(store: TokenStore, needed: bool) -> np.ndarray:
+    """The number, in `store.codes`, of every sequence's language; -1 where it has none.
+
+    Raises DataError where one is missing though it is `needed`.
+    """
+    found = store.languages if store.languages is not None else np.full(len(store), -1, dtype=np.int16)
+    if needed and len(store) and int(found.min()) < 0:
         raise DataError(
             f"{store.folder}: a row has no language, so there is no tag for it; "
             "give 'language' (and 'target_language') in the corpus"
         )
-    known = np.array([tokenizer.language(code) for code in store.codes], dtype=np.int64)
-    return known[store.languages]
+    return found.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What stands around each row: two matrices for the source, two for the target, and the decoder's starts."""
+
+    before: np.ndarray
+    behind: np.ndarray
+    start: np.ndarray
+    opening: np.ndarray
+    closing: np.ndarray
+    group: np.ndarray
+    fingerprint: dict[str, str]
+
+    @classmethod
+    def of(cls, source: TokenStore, target: TokenStore, prompting: Prompting) -> Frames:
+        """Those of aligned stores. Raises DataError for a language that is missing or unknown to the model."""
+        need = prompting.tagged
+        heard = languages(source, need == "both") if need == "both" else np.full(len(source), -1)
+        said = languages(target, need != "")
+        pairs, row = np.unique(np.stack([heard, said], axis=1), axis=0, return_inverse=True)
+        row = row.reshape(-1)
+
+        def frame(one: int, other: int) -> Frame:
+            return prompting.frame(
+                source.codes[one] if one >= 0 else "", target.codes[other] if other >= 0 else ""
+            )
+
+        frames = [frame(one, other) for one, other in pairs.tolist()]
+
+        def matrix(name: str) -> np.ndarray:
+            rows = [getattr(frame, name) for frame in frames]
+            return np.array(rows, dtype=np.int64).reshape(len(frames), -1 if frames else 0)[row]
+
+        own = [prompting.tokenizer.language(code) for code in target.codes] if prompting.own else []
+        return cls(
+            matrix("before"),
+            matrix("behind"),
+            matrix("start")[:, 0] if frames else np.empty(0, dtype=np.int64),
+            matrix("opening"),
+            matrix("closing"),
+            np.array(own, dtype=np.int64)[said] if own else said + 1,
+            {} if prompting.own else {"layout": io.fingerprint({"frames": repr(frames)})},
+        )
+
+    @property
+    def source_length(self) -> int:
+        """How many tokens stand around a source."""
+        return self.before.shape[1] + self.behind.shape[1]
+
+    @property
+    def target_length(self) -> int:
+        """How many tokens are predicted beside the target's own."""
+        return self.opening.shape[1] + self.closing.shape[1]
+
+    def take(self, rows: np.ndarray) -> Frames:
+        """Those of the given rows."""
+        parts = (self.before, self.behind, self.start, self.opening, self.closing, self.group)
+        return Frames(*(part[rows] for part in parts), self.fingerprint)
+
+    def source(self, rows: Ragged) -> Ragged:
+        """What the encoder reads."""
+        return rows.around(self.before, self.behind)
+
+    def target(self, rows: Ragged) -> Ragged:
+        """What the decoder is to write."""
+        return rows.around(self.opening, self.closing)
 
 
 class Pairs(Bucketed):
@@ -50,7 +123,13 @@ class Pairs(Bucketed):
     kind = "pairs"
 
     def __init__(
-        self, config: PairsConfig, source: TokenStore, target: TokenStore, tokenizer: Tokenizer, seed: int
+        self,
+        config: PairsConfig,
+        source: TokenStore,
+        target: TokenStore,
+        tokenizer: Tokenizer,
+        seed: int,
+        prompting: Prompting | None = None,
     ) -> None:
         if len(source) != len(target):
             raise DataError(
@@ -59,10 +138,12 @@ class Pairs(Bucketed):
             )
         self.source, self.target, self.tokenizer = source, target, tokenizer
         self.collator = Collator(tokenizer.pad, config.length_multiple, config.row_multiple)
+        frames = Frames.of(source, target, prompting or Prompting(tokenizer))
+        more, end = frames.source_length, frames.target_length
         source_lengths, target_lengths = source.lengths, target.lengths
         empty = (source_lengths == 0) | (target_lengths == 0)
         too_long = ~empty & (
-            (source_lengths + 2 > config.max_length) | (target_lengths + 1 > config.max_length)
+            (source_lengths + more > config.max_length) | (target_lengths + end > config.max_length)
         )
         self.rows = np.flatnonzero(~empty & ~too_long)
         self.dropped = {"empty": int(empty.sum()), "too_long": int(too_long.sum())}
@@ -71,15 +152,16 @@ class Pairs(Bucketed):
                 f"{source.folder}: no pair is left of {len(source)} ({self.dropped['empty']} empty, "
                 f"{self.dropped['too_long']} longer than max_length {config.max_length})"
             )
-        self._tags = tags(target, tokenizer)[self.rows]
+        self._frames = frames.take(self.rows)
         inputs = {
             "source": source.fingerprint,
             "target": target.fingerprint,
             "tokenizer": tokenizer.fingerprint,
+            **frames.fingerprint,
         }
-        self._source_lengths = source_lengths[self.rows] + 2
-        self._target_lengths = target_lengths[self.rows] + 1
-        super().__init__(config, seed, self._tags, inputs, config.temperature)
+        self._source_lengths = source_lengths[self.rows] + more
+        self._target_lengths = target_lengths[self.rows] + end
+        super().__init__(config, seed, self._frames.group, inputs, config.temperature)
 
     def sizes(self, ids: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """[TAG] source [EOS] and [BOS] target."""
@@ -87,22 +169,21 @@ class Pairs(Bucketed):
 
     def collate(self, ids: np.ndarray, epoch: int, step: int) -> Batch:
         """The pairs `ids` as one batch."""
-        tokenizer, rows = self.tokenizer, self.rows[ids]
-        source = self.source.gather(rows).affix(prefix=self._tags[ids], suffix=tokenizer.eos)
-        target = self.target.gather(rows)
-        return self.collator.pairs(source, target, tokenizer.bos, tokenizer.eos, rows)
+        rows, frames = self.rows[ids], self._frames.take(ids)
+        source, target = frames.source(self.source.gather(rows)), frames.target(self.target.gather(rows))
+        return self.collator.pairs(source, target, frames.start, rows)
 
     def describe(self) -> dict[str, Any]:
         """Rows used and dropped, tokens and rows by target language."""
-        known = {code: self.tokenizer.language(code) for code in self.target.codes}
-        languages = {code: int((self._tags == tag).sum()) for code, tag in known.items()}
+        spoken = languages(self.target, False)[self.rows]
+        counts = {code: int((spoken == number).sum()) for number, code in enumerate(self.target.codes)}
         return {
             "kind": self.kind,
             "rows": len(self.rows),
             "dropped": self.dropped,
-            "source_tokens": int((self._source_lengths - 2).sum()),
-            "target_tokens": int((self._target_lengths - 1).sum()),
-            "rows_by_language": languages,
+            "source_tokens": int((self._source_lengths - self._frames.source_length).sum()),
+            "target_tokens": int((self._target_lengths - self._frames.target_length).sum()),
+            "rows_by_language": counts,
             "corpus": self.target.meta.get("counts", {}),
             "steps_per_epoch": self.steps_per_epoch,
         }

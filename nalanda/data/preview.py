@@ -49,7 +49,8 @@ def trained_share(batch: Batch) -> float:
 
 def preview(batch: Batch, tokenizer: Tokenizer, rows: int = 4) -> list[Text]:
     """The first `rows` rows of a batch, as lines of coloured tokens; `|` stands between packed documents."""
-    hidden = {tokenizer.mask, *tokenizer.sentinels}
+    mask = tokenizer.role("mask")
+    hidden = {*tokenizer.sentinels} | (set() if mask is None else {mask})
     values = {key: value.numpy() for key, value in batch.items()}  # type: ignore[attr-defined]
     lines = []
     for row in range(min(rows, len(values["ids"]))):
@@ -63,9 +64,10 @@ def preview(batch: Batch, tokenizer: Tokenizer, rows: int = 4) -> list[Text]:
         if "source_ids" in values:
             source = values["source_ids"][row]
             lines.append(_reads("source  ", source, values["source_segments"][row], hidden, tokenizer))
-        lines.append(_reads("reads   ", values["ids"][row], values["segments"][row], hidden, tokenizer))
+        reader = tokenizer.target if "source_ids" in values else tokenizer
+        lines.append(_reads("reads   ", values["ids"][row], values["segments"][row], hidden, reader))
         if "targets" in values:
-            lines.append(_predicts(values, row, tokenizer))
+            lines.append(_predicts(values, row, tokenizer.target))
     return lines
 
 

@@ -65,6 +65,24 @@ class Ragged:
             flat[ends - 1] = suffix
         return Ragged(flat, lengths)
 
+    def around(self, before: np.ndarray, behind: np.ndarray) -> Ragged:
+        """Every row between its values of `before` (rows x any) and of `behind` (rows x any)."""
+        front, back = before.shape[1], behind.shape[1]
+        lengths = self.lengths + front + back
+        ends = np.cumsum(lengths)
+        flat = np.empty(int(lengths.sum()), dtype=np.int64)
+        flat[np.arange(len(self.flat)) + self.rows() * (front + back) + front] = self.flat
+        flat[(ends - lengths)[:, None] + np.arange(front)] = before
+        flat[(ends - back)[:, None] + np.arange(back)] = behind
+        return Ragged(flat, lengths)
+
+    def shifted(self, first: np.ndarray) -> Ragged:
+        """Every row with its value of `first` before it and its own last one left out; no row is empty."""
+        flat = np.empty_like(self.flat)
+        flat[1:] = self.flat[:-1]
+        flat[self.starts] = first
+        return Ragged(flat, self.lengths)
+
     def pad(self, width: int, fill: int, rows: int | None = None) -> np.ndarray:
         """The rows as a `rows x width` int64 matrix, `fill` behind each; more rows than there are stay empty."""
         lengths = self.lengths

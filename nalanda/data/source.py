@@ -53,7 +53,9 @@ class DataConfig(Config):
     """What every kind of data has. Token budgets count padded places of all streams of a batch."""
 
     corpus: Path
-    tokenizer: Path
+    tokenizer: Path | None = Field(
+        None, description="a folder, a GGUF file or a name of the hub; left out: the model's own"
+    )
     batch_tokens: int = Field(8192, gt=0, description="padded tokens of one optimizer step")
     micro_batch_tokens: int | None = Field(
         None, gt=0, description="of one forward pass; default batch_tokens"
@@ -174,10 +176,10 @@ class Collator:
         out[: len(values)] = values
         return out
 
-    def pairs(self, source: Ragged, target: Ragged, bos: int, eos: int, sample_ids: np.ndarray) -> Batch:
-        """Encoder-decoder rows: `source` is fed whole, `target` tokens are predicted and then `eos`."""
-        values = self.stream(target.affix(prefix=bos))
-        values["targets"] = self.like(target.affix(suffix=eos), values, self.pad)
+    def pairs(self, source: Ragged, target: Ragged, start: np.ndarray, sample_ids: np.ndarray) -> Batch:
+        """Encoder-decoder rows: `source` is fed whole; from its `start` on, each row predicts all of its `target`."""
+        values = self.stream(target.shifted(start))
+        values["targets"] = self.like(target, values, self.pad)
         values["target_weight"] = values["segments"].astype(np.float32)
         values.update(self.stream(source, "source_"))
         values["sample_ids"] = self.per_row(sample_ids.astype(np.int64), values, -1)

@@ -13,13 +13,16 @@ text, and what they were trained to see as tags:
     src x </s>         start, tag            nllb, m2m100, mbart (of 50 languages)
     x </s> src         tag                   mbart (of 25 languages), which has no other start
     x </s>             start                 none: T5, BART
+
+Training reads the same: `frame` says what stands around a pair, `text_frame` around a text, `document` around a
+decoder's document.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from nalanda.base.errors import DataError
 from nalanda.generate.chat_template import render
@@ -43,14 +46,27 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """Around a pair: the encoder reads `before` text `behind`; the decoder starts from `start` and learns to write
+    `opening` translation `closing`."""
+
+    before: tuple[int, ...]
+    behind: tuple[int, ...]
+    start: int
+    opening: tuple[int, ...]
+    closing: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Prompting:
     """See the heading of the file. It is also what decoding needs of a tokenizer (`options.Vocabulary`).
 
-    generation: values of generation_config.json (or of an older config.json), with Hugging Face's names.
+    spec: None where only data are laid out. generation: values of generation_config.json (or of an older
+    config.json), with Hugging Face's names.
     """
 
     tokenizer: Tokenizer
-    spec: Spec
+    spec: Spec | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -71,12 +87,20 @@ class Prompting:
     @property
     def bos(self) -> int:
         """What a decoder starts from; beside an encoder, its start token."""
-        start = self._number("decoder_start_token_id") if self.spec.encoder else None
-        if start is None:
-            start = self.tokenizer.role("bos")
-        if start is None and self.spec.encoder:
-            start = self.tokenizer.role("pad")
+        if self.spec is not None and self.spec.encoder:
+            return self.start
+        start = self.tokenizer.role("bos")
         return self.eos if start is None else start
+
+    @property
+    def start(self) -> int:
+        """What the decoder beside an encoder starts from."""
+        named = (
+            self._number("decoder_start_token_id"),
+            self.tokenizer.role("bos"),
+            self.tokenizer.role("pad"),
+        )
+        return next((number for number in named if number is not None), self.eos)
 
     @property
     def eos(self) -> int:
@@ -124,18 +148,67 @@ class Prompting:
         ids = tokenizer.encode(nfc(text.strip()) if self.own else text)
         if style is None:
             prefix, suffix = tokenizer.affixes
-            return Source([*prefix, *ids, *suffix], self.bos, self._number("forced_bos_token_id"))
+            return Source([*prefix, *ids, *suffix], self.start, self._number("forced_bos_token_id"))
         if to is None:
             raise DataError(
                 f"name the language to write; the model knows {', '.join(tokenizer.languages[:8])} ..."
             )
-        tag = tokenizer.language(Language.find(to).code if self.own else self._code(to))
+        frame = self.frame(of, Language.find(to).code if self.own else to)
+        return Source([*frame.before, *ids, *frame.behind], frame.start, next(iter(frame.opening), None))
+
+    def frame(self, of: str, to: str) -> Frame:
+        """What stands around a text in language `of` and its translation into `to`; tags are trained as targets.
+
+        Models without tags ask for no language. Raises DataError for a language that the model has no tag for.
+        """
+        tokenizer, style = self.tokenizer, self.tokenizer.tag_style
+        if self.own:
+            return Frame((tokenizer.language(to),), (tokenizer.eos,), self.start, (), (tokenizer.eos,))
+        opening, closing = (tuple(part) for part in tokenizer.target.affixes)
+        if style is None:
+            before, behind = tokenizer.affixes
+            return Frame(tuple(before), tuple(behind), self.start, opening, closing or (self.eos,))
+        tag, end = tokenizer.language(self._code(to)), (tokenizer.eos,)
         if style in SOURCE_TAGGED:
-            return Source([tag, *ids, tokenizer.eos], self.bos)
+            return Frame((tag,), end, self.start, (), closing or end)
         spoken = tokenizer.language(self._code(of))
         if self._starts_with_tag(style):
-            return Source([*ids, tokenizer.eos, spoken], tag)
-        return Source([spoken, *ids, tokenizer.eos], self.bos, tag)
+            return Frame((), (*end, spoken), tag, (), (*end, tag))
+        return Frame((spoken,), end, self.start, (tag,), end)
+
+    @property
+    def tagged(self) -> Literal["", "target", "both"]:
+        """Which languages `frame` must be told: none, the one to write, or both."""
+        if self.own or self.tokenizer.tag_style in SOURCE_TAGGED:
+            return "target"
+        return "" if self.tokenizer.tag_style is None else "both"
+
+    @property
+    def text_frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What an encoder reads before and behind a text: BOS x EOS, [CLS] x [SEP]."""
+        if self.own:
+            return (self.tokenizer.bos,), (self.tokenizer.eos,)
+        before, behind = self.tokenizer.affixes
+        return tuple(before), tuple(behind)
+
+    @property
+    def pair_frame(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """What an encoder reads before, between and behind two texts."""
+        if self.own:
+            return (self.tokenizer.bos,), (self.tokenizer.eos,), (self.tokenizer.eos,)
+        before, between, behind = self.tokenizer.pair_affixes
+        return tuple(before), tuple(between), tuple(behind)
+
+    @property
+    def document(self) -> tuple[tuple[int, ...], int]:
+        """What a decoder reads before a document, and the token that ends it.
+
+        Where the tokenizer puts nothing before a text (GPT-2, Qwen), that is the end of the document before.
+        """
+        end = self.tokenizer.role("eos")
+        end = self.eos if end is None else end
+        before = (self.tokenizer.bos,) if self.own else tuple(self.tokenizer.affixes[0])
+        return before or (end,), end
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The conversation as the model's template writes it, ready for the model's answer.

@@ -18,6 +18,7 @@ from nalanda.data.packing import CausalConfig, Packed
 from nalanda.data.pairs import Pairs, PairsConfig
 from nalanda.data.source import Source
 from nalanda.data.store import TokenStore, open_store
+from nalanda.tokenizer.tokenizer import ROLES
 
 LANGUAGES = ("eng_Latn", "hin_Deva", "tam_Taml")
 
@@ -29,9 +30,11 @@ class FakeTokenizer:
     sentinels: ClassVar[list[int]] = list(range(20, 36))
     special_ids = frozenset(range(40))
     fingerprint = "fake"
+    roles, affixes, tag_style = ROLES, ([], []), "nalanda"
 
     def __init__(self, vocabulary: int = 400) -> None:
         self.vocabulary = vocabulary
+        self.target = self
         self.word_starts = np.arange(vocabulary) % 3 != 0
 
     def language(self, code: str) -> int:
@@ -43,6 +46,12 @@ class FakeTokenizer:
         return [
             [40 + sum(map(ord, word)) % (self.vocabulary - 40) for word in text.split()] for text in texts
         ]
+
+    def role(self, name: str) -> int:
+        return int(getattr(self, name))
+
+    def has(self, number: int) -> bool:
+        return True
 
     def token(self, number: int) -> str:
         return f"<{number}>" if number in self.special_ids else f"▁{number}"

@@ -47,7 +47,7 @@ class CountingTokenizer:
     """Hands everything on, and counts the texts."""
 
     def __init__(self, inner: Any) -> None:
-        self.inner, self.texts = inner, 0
+        self.inner, self.texts, self.target = inner, 0, self
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
