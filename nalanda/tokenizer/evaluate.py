@@ -75,6 +75,7 @@ def evaluate(tokenizer: Tokenizer, texts: Iterable[tuple[str, str]]) -> dict[str
 def _fits(tokenizer: Tokenizer, batch: list[tuple[str, str]]) -> Iterator[tuple[str, Fit]]:
     ids = tokenizer.encode_batch([text for _, text in batch])
     back = tokenizer.decode_batch(ids)
+    unk = tokenizer.role("unk")  # byte-level tokenizers have none
     for (language, text), row, decoded in zip(batch, ids, back, strict=True):
         yield (
             language,
@@ -84,7 +85,7 @@ def _fits(tokenizer: Tokenizer, batch: list[tuple[str, str]]) -> Iterator[tuple[
                 characters=len(text),
                 tokens=len(row),
                 byte_tokens=sum(i in tokenizer.byte_ids for i in row),
-                unknown_tokens=row.count(tokenizer.role("unk")),
+                unknown_tokens=sum(i == unk for i in row),
                 round_trip_failures=int(decoded != text),
             ),
         )

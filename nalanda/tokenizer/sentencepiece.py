@@ -197,7 +197,7 @@ def build(
     for name in [*special, unk, *affixes.prefix, *affixes.suffix]:
         if name not in numbers:
             raise DataError(f"{model.origin}: the vocabulary has no token {name!r}")
-    pieces = model.of_type(NORMAL, USER_DEFINED)
+    pieces = model.of_type(NORMAL, USER_DEFINED, BYTE)
     left_over = [piece for piece in pieces if piece not in numbers]
     every = [*names, *left_over]
     maker = _Bpe if model.kind == "bpe" else _Unigram

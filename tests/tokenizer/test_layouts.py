@@ -126,7 +126,7 @@ def test_a_fairseq_dictionary_numbers_the_pieces(
 ) -> None:
     path = sentencepiece_file(name)
     kept = pieces(path)[3:][::-1]
-    missing = kept[10:40:3]
+    missing = kept[10:40:3] + (kept[-90:-60] if name == "bpe llama" else [])  # byte pieces among them
     kept = [piece for piece in kept if piece not in missing]
     rows = [*kept, "hin_Deva", "tam_Taml", "wholeword", "madeupword0000", "madeupword0001"]
     (tmp_path / "dict.txt").write_text(
