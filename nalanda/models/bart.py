@@ -38,6 +38,7 @@ def keys(
         Key("init_std", "init_std", 0.02),
         Key("tie_word_embeddings", "tie_embeddings", True),
         Fixed("is_decoder", False),
+        Fixed("is_encoder_decoder", True, "an encoder or decoder alone is not read"),
         *(Fixed(name, value) for name, value in old.items()),
     )  # fmt: skip
 

@@ -123,8 +123,6 @@ PLACES = (
     Head("places", "places", places, (Row("classifier", "heads.@.output"),)),
     Head("span", "span", span, (Row("qa_outputs", "heads.@.output"),)),
 )
-SIZES = ("tiny", 128, 2), ("mini", 256, 4), ("small", 512, 4)
-"""Of Turc et al. 2019: one head for 64 dimensions."""
 
 BERT = Family(
     name="bert",
@@ -166,13 +164,6 @@ BERT = Family(
         "bert-base-multilingual-cased": {"vocab_size": 119547},
         "bert-large-uncased": {
             "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
-        },
-        **{
-            f"bert-{name}": {
-                "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 64,
-                "intermediate_size": 4 * hidden,
-            }
-            for name, hidden, layers in SIZES
         },
     },
 )  # fmt: skip

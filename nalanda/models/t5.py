@@ -111,6 +111,7 @@ def _family(
             Key("tie_word_embeddings", "tie_embeddings", True),
             Projection(sizes["feed_forward_proj"]),
             Fixed("is_decoder", False),
+            Fixed("is_encoder_decoder", True, "an encoder or decoder alone is not read"),
         ),
         rows=(Row("shared", "tokens"), *_stack("encoder"), *_stack("decoder")),
         heads=(head,),

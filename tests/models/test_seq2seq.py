@@ -118,6 +118,7 @@ def test_t5_feed_forward(value: str, kind: str, activation: str) -> None:
     [
         ("t5", {"feed_forward_proj": "gated-mish"}, "feed_forward_proj.*'mish'"),
         ("t5", {"is_decoder": True}, "is_decoder is True"),
+        ("t5", {"is_encoder_decoder": False}, "an encoder or decoder alone is not read"),
         ("bart", {"normalize_before": True}, "normalize_before is True; only False"),
         ("bart", {"static_position_embeddings": True}, "static_position_embeddings is True"),
         ("mbart", {"add_final_layer_norm": False}, "add_final_layer_norm is False; only True"),
