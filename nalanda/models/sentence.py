@@ -49,7 +49,7 @@ def read_sentence(folder: Path, note: Callable[[str], None]) -> Sentence | None:
         note(f"{path}: {' + '.join(kinds)[:100]} is not done here, so the model has no head '{NAME}'")
         return None
     inside = str(modules[1].get("path"))
-    if Path(inside).name != inside:
+    if Path(inside).name != inside or inside in ("", ".."):
         raise RunError(f"{path}: path {inside[:60]!r} is not a folder beside it")
     modes = _modes(folder / inside / "config.json")
     if len(modes) != 1 or modes[0] not in _MODES:

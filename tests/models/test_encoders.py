@@ -14,6 +14,7 @@ from nalanda.base.errors import RunError
 from nalanda.models.auto import FAMILIES
 from nalanda.models.exchange import load_model, save_model
 from nalanda.models.family import ConfigProblem
+from nalanda.models.reading import build_empty
 from nalanda.nn.model import Model
 from nalanda.nn.spec import (
     EmbeddingHeadSpec,
@@ -258,3 +259,20 @@ def test_distilbert_has_relu_before_its_classes() -> None:
     assert isinstance(head, SequenceHeadSpec)
     assert (head.pooler_activation, head.classes) == ("relu", 3)
     assert isinstance(family_head("distilbert", "span"), SpanHeadSpec)
+
+
+PUBLISHED = {
+    "bert-base-uncased": 109_482_240 - 590_592,
+    "bert-large-uncased": 335_141_888 - 1_049_600,
+    "roberta-base": 124_645_632 - 590_592,
+    "xlm-roberta-base": 278_043_648 - 590_592,
+    "distilbert-base-uncased": 66_362_880,
+    "modernbert-base": 149_014_272,
+}
+"""How many numbers the published networks have, poolers apart."""
+
+
+@pytest.mark.parametrize("preset", list(PUBLISHED))
+def test_presets_are_as_large_as_what_was_published(preset: str) -> None:
+    family = next(family for family in FAMILIES.values() if preset in family.presets)
+    assert build_empty(family.spec(family.presets[preset]), {}).parameter_count() == PUBLISHED[preset]

@@ -14,6 +14,7 @@ from nalanda.base.errors import RunError
 from nalanda.models.auto import FAMILIES
 from nalanda.models.exchange import load_model, save_model
 from nalanda.models.family import ConfigProblem
+from nalanda.models.reading import build_empty
 from nalanda.nn.model import Model
 from nalanda.nn.spec import TokensHeadSpec
 
@@ -249,3 +250,26 @@ def test_marian_keeps_what_decoding_needs(tmp_path: Path) -> None:
     assert words["decoder_start_token_id"] == words["pad_token_id"] == 30
     assert words["architectures"] == ["MarianMTModel"]
     assert words["encoder_layerdrop"] == 0.1
+
+
+PUBLISHED = {
+    "t5-small": 60_506_624,
+    "t5-base": 222_903_552,
+    "flan-t5-small": 76_961_152,
+    "flan-t5-base": 247_577_856,
+    "mt5-small": 300_176_768,
+    "bart-base": 139_420_416,
+    "bart-large": 406_291_456,
+    "mbart-large-50": 610_879_488,
+    "m2m100-418m": 483_905_536,
+    "nllb-200-distilled-600m": 615_073_792,
+}
+"""How many numbers the published networks have, their output matrix too where it is another than the embeddings."""
+
+
+@pytest.mark.parametrize("preset", list(PUBLISHED))
+def test_presets_are_as_large_as_what_was_published(preset: str) -> None:
+    family = next(family for family in FAMILIES.values() if preset in family.presets)
+    spec = family.spec(family.presets[preset])
+    heads = {} if spec.tie_embeddings else {"tokens": TokensHeadSpec()}
+    assert build_empty(spec, heads).parameter_count() == PUBLISHED[preset]
