@@ -120,13 +120,15 @@ GEMMA2 = Family(
 )  # fmt: skip
 
 
+_PATTERN = "sliding_window_pattern"
+
+
 def _between(config: Mapping[str, Any], layer: int) -> bool:
     """Whether a layer of Gemma 3 has a window: all but each sixth."""
-    pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
-    return bool((layer + 1) % pattern)
+    return bool((layer + 1) % config.get(_PATTERN, 6))
 
 
-_TYPES = LayerTypes(rule=_between, window=4096, layers=26)
+_TYPES = LayerTypes(rule=_between, window=4096, layers=26, reads=(_PATTERN,))
 
 GEMMA3 = Family(
     name="gemma3",

@@ -24,15 +24,15 @@ from nalanda.models.rope import LayerTypes, Rope
 _VOCABULARY, _LENGTH = 151936, 32768
 _DENSE = sizes(_VOCABULARY, inner=22016, groups=32, length=_LENGTH)
 _BIASED = CONSTANTS | {"output_bias": False}
-_SWITCH = "use_sliding_window"
+_SWITCH, _UPPER = "use_sliding_window", "max_window_layers"
 
 
 def _upper(config: Mapping[str, Any], layer: int) -> bool:
-    return bool(layer >= config.get("max_window_layers", 28))
+    return bool(layer >= config.get(_UPPER, 28))
 
 
 def _odd(config: Mapping[str, Any], layer: int) -> bool:
-    return bool(layer % 2 == 0 and layer < config.get("max_window_layers", 28))
+    return bool(layer % 2 == 0 and layer < config.get(_UPPER, 28))
 
 
 QWEN2 = Family(
@@ -42,7 +42,7 @@ QWEN2 = Family(
     prefix="model.",
     odd_prefixes=answering("Qwen2"),
     constants=_BIASED | {"bias": True},
-    keys=(*_DENSE, LayerTypes(_upper, window=4096, switch=_SWITCH), Rope(length=_LENGTH)),
+    keys=(*_DENSE, LayerTypes(_upper, window=4096, switch=_SWITCH, reads=(_UPPER,)), Rope(length=_LENGTH)),
     rows=ROWS,
     heads=HEADS,
     architectures=architectures("Qwen2"),
@@ -72,7 +72,7 @@ QWEN3 = Family(
     keys=(
         *sizes(_VOCABULARY, inner=22016, groups=32, dim=128, length=_LENGTH),
         Key("attention_bias", "bias", False),
-        LayerTypes(_upper, window=4096, switch=_SWITCH),
+        LayerTypes(_upper, window=4096, switch=_SWITCH, reads=(_UPPER,)),
         Rope(length=_LENGTH),
     ),
     rows=(*ROWS, *QK_NORMS),
@@ -105,7 +105,7 @@ QWEN2_MOE = Family(
         Key("qkv_bias", "bias", True),
         Experts(("num_experts",), 60, 4, ("moe_intermediate_size", 1408), shared=5632),
         SparseLayers(24),
-        LayerTypes(_odd, window=4096, layers=24, switch=_SWITCH),
+        LayerTypes(_odd, window=4096, layers=24, switch=_SWITCH, reads=(_UPPER,)),
         Rope(layers=24, length=_LENGTH),
     ),
     rows=(*ROWS, *EXPERTS, *SHARED),

@@ -246,7 +246,7 @@ class LayerTypes:
     """Which layers have a window, by `layer_types` or the rule that a family has where that is absent.
 
     `rule(config, layer)`: whether a layer has a window. `window`: the default of `sliding_window`; `switch`: the key
-    that must be true for any to have one.
+    that must be true for any to have one; `reads`: the keys that `rule` looks at.
     """
 
     rule: Callable[[Mapping[str, Any], int], bool]
@@ -257,10 +257,12 @@ class LayerTypes:
     from_window: Callable[[int], int] = int
     listed: bool = True
     switch: str | None = None
+    reads: tuple[str, ...] = ()
 
     def names(self) -> tuple[str, ...]:
         """See family.Part."""
-        return (self.key, "layer_types", *([self.switch] if self.switch else []))
+        listed, switch = ("layer_types",) if self.listed else (), (self.switch,) if self.switch else ()
+        return (self.key, *listed, *switch, *self.reads)
 
     def of(self, config: Mapping[str, Any]) -> list[str]:
         """The type of each layer."""
