@@ -34,9 +34,12 @@ def _words(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def check_layers(family: Family, config: Mapping[str, Any], keys: Collection[str]) -> None:
-    """Raises ConfigProblem where config.json and the tensors' names do not agree on the number of layers."""
+    """Raises ConfigProblem where config.json and the tensors' names do not agree on the number of layers or experts.
+
+    The names of a model's parts are spelled out one by one: after this, there are no more of them than of the file's.
+    """
     shape = family.shape(config)
-    found: dict[str, int] = {}
+    found = dict.fromkeys(("encoder layers", "decoder layers", "experts"), 0)
     rows = [(row.ours.partition(".")[0], regex(row.theirs)) for row in family.rows if "*" in row.theirs]
     for key in keys:
         names = {key, family.full_name(key)}
@@ -44,14 +47,18 @@ def check_layers(family: Family, config: Mapping[str, Any], keys: Collection[str
         for stack, pattern in rows:
             match = next((m for m in map(pattern.fullmatch, names) if m), None)
             if match is not None:
-                found[stack] = max(found.get(stack, 0), int(match[1]) + 1)
+                for what, index in zip((f"{stack} layers", "experts"), match.groups()):
+                    found[what] = max(found[what], int(index) + 1)
                 break
-    said = {"encoder": shape.layers, "decoder": shape.decoder_layers or shape.layers}
-    for stack, count in found.items():
-        if count != said[stack]:
-            raise ConfigProblem(
-                f"{said[stack]:,} {stack} layers, but the weights have {count:,} (0 to {count - 1:,})"
-            )
+    said = {
+        "encoder layers": 0 if shape.kind == "decoder" else shape.layers,
+        "decoder layers": 0 if shape.kind == "encoder" else shape.decoder_layers or shape.layers,
+        "experts": 0 if shape.moe is None else shape.moe.experts,
+    }
+    for what, count in found.items():
+        if count != said[what]:
+            numbers = f" (0 to {count - 1:,})" if count else ""
+            raise ConfigProblem(f"{said[what]:,} {what}, but the weights have {count or 'none'}{numbers}")
 
 
 def choose_heads(

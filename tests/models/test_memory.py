@@ -126,7 +126,7 @@ def test_a_billion_parameters(tmp_path: Path, shard_bytes: int) -> None:
     config = dict(FAMILIES["llama"].presets[LARGE])
     written = measure("write", tmp_path / "model", config=config, shard_bytes=shard_bytes)
     files = sorted((tmp_path / "model").glob("*.safetensors"))
-    assert len(files) == (1 if shard_bytes > needed else 6)
+    assert len(files) == (1 if shard_bytes > needed else 5)  # the first, of the embeddings alone, is larger
     read = measure("read", tmp_path / "model")
     checked = measure("read", tmp_path / "model", verify=True)
     assert written["checksum"] == read["checksum"] == checked["checksum"]

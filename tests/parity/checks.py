@@ -337,7 +337,7 @@ CHECKS = {
     "packed": Check(packed, 1e-5, "packed"),
     "greedy": Check(greedy, 0, "64 greedy tokens"),
     "beam": Check(beam, 0, "beam 4"),
-    "nudged": Check(nudged, 0, "tensors without effect"),
+    "nudged": Check(nudged, 0, "tensors with effect"),
     "saved": Check(saved, 1e-6, "saved and read back"),
     "base": Check(base, 1e-5, "without a head"),
 }
