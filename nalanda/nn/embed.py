@@ -29,7 +29,7 @@ class Embed(nn.Module):
         if self.scale is not None:
             x_BTD = x_BTD * self.scale
         if self.positions is not None:
-            x_BTD = x_BTD + self.positions(positions_BT)
+            x_BTD = x_BTD + self.positions(positions_BT).to(x_BTD.dtype)  # sinusoids are kept in fp32
         if self.types is not None:
             x_BTD = x_BTD + (self.types.weight[0] if token_types_BT is None else self.types(token_types_BT))
         if self.norm is not None:

@@ -219,6 +219,15 @@ def test_tables_that_config_says_are_not_read(tmp_path: Path) -> None:
         assert torch.equal(logits(load_model(tmp_path / name)), logits(model))
 
 
+@pytest.mark.parametrize("name", ["bart", "m2m_100", "marian"])
+def test_in_half_precision(tmp_path: Path, name: str) -> None:
+    model = build(name)
+    save_model(model, tmp_path / "model")
+    half = logits(load_model(tmp_path / "model", dtype=torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+    assert (half - logits(model)).abs().mean() < 0.05 * logits(model).abs().mean()
+
+
 def test_bart_without_its_bias_and_its_prefix(tmp_path: Path) -> None:
     """bart-base is published as the network alone; old files of its generator have no final_logits_bias."""
     model = build("bart")
