@@ -13,7 +13,8 @@ from nalanda.data.build import build_source
 from nalanda.data.preview import preview as render
 from nalanda.stages.recipe import Planned, Recipe
 from nalanda.stages.stage import Context
-from nalanda.stages.train import TrainStage, data_places, data_seed, data_tokenizer
+from nalanda.stages.starting import data_places, data_prompting, data_tokenizer
+from nalanda.stages.train import TrainStage, data_seed
 
 
 def choose(recipe: Recipe, stage: str | None) -> Planned:
@@ -32,14 +33,18 @@ def preview(recipe: Recipe, stage: str | None, step: int, rows: int, context: Co
     planned = choose(recipe, stage)
     config: TrainStage = planned.config
     for key, place in data_places(config).items():
-        if not place.exists():
+        # A tokenizer may be one of the hub's.
+        if not place.exists() and (key.endswith(".corpus") or place.is_relative_to(recipe.folder)):
             raise RunError(
                 f"{key}: {place} is not made yet; run 'nalanda run {recipe.origin}' up to that stage first"
             )
     tokenizer = data_tokenizer(config)
+    prompting = data_prompting(config, tokenizer)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="nalanda-preview-") as folder:
         seed = data_seed(config)
-        source = build_source(config.data, "train", tokenizer, Path(folder), seed, context.progress)
+        source = build_source(
+            config.data, "train", tokenizer, Path(folder), seed, context.progress, prompting=prompting
+        )
         for line in render(source.step(step)[0], tokenizer, rows):
             console.print(line)
