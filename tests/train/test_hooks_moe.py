@@ -80,7 +80,7 @@ class Walk:
 
 
 def config(steps: int, **values: Any) -> LoopConfig:
-    values = {"budget": {"steps": steps}, "log_every": 1, "compile": "off", **values}
+    values = {"budget": {"steps": steps}, "log_every": 1, "compile": "off", "precision": "fp32", **values}
     return parse(LoopConfig, {"optimizer": {"kind": "adamw", "lr": 5e-3}, **values}, "test")
 
 
