@@ -182,9 +182,9 @@ def _tokenizer_json(folder: Path) -> Blueprint:
     try:
         value = json.loads(text)
         numbers = _numbers(value, path)
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        _check_normalizer(value, path)
+    except (ValueError, RecursionError, TypeError, LookupError, AttributeError) as error:
         raise RunError(f"{path}: not a tokenizer: {type(error).__name__}: {error}") from None
-    _check_normalizer(value, path)
     changed = _add_missing(value, numbers, settings, path) | _add_ends(value, numbers, settings)
     own = settings.tokenizer.get(OWN_KEY)
     target = _tokenizer_json(folder / "target") if (folder / "target" / "tokenizer.json").is_file() else None

@@ -13,11 +13,12 @@ In our own the special tokens stand first, in this order; bytes and learned piec
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -89,12 +90,8 @@ class Tokenizer:
         self._numbers = {role: self._number(role, name) for role, name in self._roles.items()}
 
     def _pipeline(self) -> tokenizers.Tokenizer:
-        try:
+        with _said_plainly(self._origin, "not a tokenizer"):
             rust = tokenizers.Tokenizer.from_str(self._definition)
-        except BaseException as error:  # the library raises bare Exception for what is malformed, or panics
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise RunError(f"{self._origin}: not a tokenizer: {error}") from None
         # Padding and truncation are the data side's decisions.
         rust.no_padding()
         rust.no_truncation()
@@ -228,7 +225,8 @@ class Tokenizer:
 
     def _around(self, second: str | None) -> list[list[int]]:
         """What the post-processor puts before, between and after texts."""
-        whole = self._rust.encode("a", second, add_special_tokens=True)
+        with _said_plainly(self._origin, "its post_processor does not fit its vocabulary"):
+            whole = self._rust.encode("a", second, add_special_tokens=True)
         parts: list[list[int]] = [[], [], []]
         texts = 0
         for number, text in zip(whole.ids, whole.sequence_ids, strict=True):
@@ -260,7 +258,8 @@ class Tokenizer:
     def _encode(self, rust: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         try:
             given = [self._charsmap(text) for text in texts] if self._charsmap else list(texts)
-            rows = [e.ids for e in rust.encode_batch_fast(given, add_special_tokens=False)]
+            with _said_plainly(self._origin, "its model cannot encode this text"):
+                rows = [e.ids for e in rust.encode_batch_fast(given, add_special_tokens=False)]
         except (UnicodeEncodeError, TypeError):
             raise _bad_text(texts) from None
         if self._exact.unknown_score is not None and rust is self._rust:
@@ -348,6 +347,19 @@ class Tokenizer:
     def word_starts(self) -> np.ndarray:
         """For each id, whether the token begins a word (bool, length `vocabulary`): see words.py."""
         return word_starts(self._rust, self.vocabulary, self.special_ids, self.byte_ids)
+
+
+@contextlib.contextmanager
+def _said_plainly(origin: str, what: str) -> Iterator[None]:
+    """Turns what the library raises for a tokenizer that is malformed (bare Exception, or a panic) into RunError."""
+    try:
+        yield
+    except (UnicodeEncodeError, TypeError):  # the caller's text
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise RunError(f"{origin}: {what}: {error}") from None
 
 
 def _take_charsmap(rust: tokenizers.Tokenizer, protected: Sequence[str], origin: str) -> CharsMap:

@@ -268,3 +268,26 @@ def test_a_damaged_gguf_file_is_refused(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "x.gguf"):
         with pytest.raises((RunError, DataError), match=r"x\.gguf"):
             Tokenizer.load(place)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("normalizer",), 3, "not a tokenizer"),
+        (("model", "vocab", 2), [], "not a tokenizer"),
+        (("model", "unk_id"), None, "its model cannot encode this text"),
+        (("post_processor", "special_tokens"), {}, "its post_processor does not fit"),
+    ],
+)
+def test_malformed_parts_are_one_clear_error(
+    keys: tuple[str | int, ...], value: Any, message: str, foreign: Callable[..., Any]
+) -> None:
+    _, folder = foreign(unigram_like)
+    whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    inner = whole
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    (folder / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
+    with pytest.raises(RunError, match=rf"tokenizer\.json: ({message})"):
+        assert Tokenizer.load(folder).encode("中 a") == Tokenizer.load(folder).affixes
