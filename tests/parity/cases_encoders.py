@@ -44,6 +44,7 @@ CASES = (
     Case("roberta", "RobertaForMaskedLM", config("RobertaConfig", **ROBERTA, tie_word_embeddings=False), "untied"),
     Case("roberta", "RobertaForMaskedLM", config("RobertaConfig", **ROBERTA, pad_token_id=5), "pad 5"),
     *each("xlm-roberta", [f"XLMRoberta{head}" for head in ROBERTA_HEADS], config("XLMRobertaConfig", **ROBERTA)),
+    Case("xlm-roberta", "XLMRobertaForQuestionAnswering", config("XLMRobertaConfig", **{**ROBERTA, "num_labels": 2})),
     *each(
         "distilbert",
         ("DistilBertModel", "DistilBertForMaskedLM", "DistilBertForSequenceClassification",

@@ -68,6 +68,7 @@ CASES = (
         config("MBartConfig", **BART, scale_embedding=True, forced_eos_token_id=None, decoder_start_token_id=2),
         label="cc25",
     ),
+    Case("mbart", "MBartForQuestionAnswering", config("MBartConfig", **{**BART, "num_labels": 2})),
     Case("m2m_100", "M2M100ForConditionalGeneration", config("M2M100Config", **NLLB), "nllb"),
     Case(
         "m2m_100", "M2M100ForConditionalGeneration",
