@@ -36,7 +36,7 @@ class LinearScaling(Config):
     factor: float = Field(gt=0)
 
     def frequencies(self, theta: float, dim: int, length: int | None) -> Tensor:
-        """K/2 angles per place, fp64."""
+        """K/2 angles per place, fp32."""
         return plain_frequencies(theta, dim) / self.factor
 
 
@@ -47,7 +47,7 @@ class NtkScaling(Config):
     factor: float = Field(ge=1)
 
     def frequencies(self, theta: float, dim: int, length: int | None) -> Tensor:
-        """K/2 angles per place, fp64."""
+        """K/2 angles per place, fp32."""
         return plain_frequencies(theta * self.factor ** (dim / (dim - 2)), dim)
 
 
@@ -59,7 +59,7 @@ class DynamicScaling(Config):
     original_length: int = Field(gt=0)
 
     def frequencies(self, theta: float, dim: int, length: int | None) -> Tensor:
-        """K/2 angles per place, fp64, for texts of `length` places."""
+        """K/2 angles per place, fp32, for texts of `length` places."""
         ratio = max(length or 0, self.original_length) / self.original_length
         return plain_frequencies(theta * (self.factor * ratio - self.factor + 1) ** (dim / (dim - 2)), dim)
 
@@ -83,7 +83,7 @@ class YarnScaling(Config):
         return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
     def frequencies(self, theta: float, dim: int, length: int | None) -> Tensor:
-        """K/2 angles per place, fp64."""
+        """K/2 angles per place, fp32."""
 
         def dimension(turns: float) -> float:
             return dim * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -93,7 +93,7 @@ class YarnScaling(Config):
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, dim - 1)
         width = high - low or 0.001
-        ramp = (torch.arange(dim // 2, dtype=torch.float64, device="cpu") - low) / width
+        ramp = (torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / width
         slowed = ramp.clamp(0, 1)
         plain = plain_frequencies(theta, dim)
         return plain / self.factor * slowed + plain * (1 - slowed)
@@ -109,11 +109,11 @@ class Llama3Scaling(Config):
     high_frequency_factor: float = Field(default=4.0, gt=0)
 
     def frequencies(self, theta: float, dim: int, length: int | None) -> Tensor:
-        """K/2 angles per place, fp64."""
+        """K/2 angles per place, fp32."""
         plain = plain_frequencies(theta, dim)
         low, high = self.low_frequency_factor, self.high_frequency_factor
         turns = self.original_length * plain / (2 * math.pi)
-        kept = ((turns - low) / (high - low)).clamp(0, 1) if high != low else (turns >= high).double()
+        kept = ((turns - low) / (high - low)).clamp(0, 1) if high != low else (turns >= high).float()
         return plain * kept + plain / self.factor * (1 - kept)
 
 
@@ -132,11 +132,11 @@ class LongRopeScaling(Config):
         return self.attention_factor
 
     def frequencies(self, theta: float, dim: int, length: int | None) -> Tensor:
-        """K/2 angles per place, fp64, for texts of `length` places. Raises ValueError where K/2 is not its count."""
+        """K/2 angles per place, fp32, for texts of `length` places. Raises ValueError where K/2 is not its count."""
         factors = self.long if (length or 0) > self.original_length else self.short
         if len(factors) != dim // 2:
             raise ValueError(f"longrope: {len(factors)} factors for {dim // 2} rotations")
-        return plain_frequencies(theta, dim) / torch.tensor(factors, dtype=torch.float64, device="cpu")
+        return plain_frequencies(theta, dim) / torch.tensor(factors, dtype=torch.float32, device="cpu")
 
 
 RotaryScaling = Annotated[
@@ -153,8 +153,11 @@ class RotarySpec(Config):
 
 
 def plain_frequencies(theta: float, dim: int) -> Tensor:
-    """K/2 angles per place, fp64, always real memory: models are also built without any (on torch's meta device)."""
-    return theta ** (-torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
+    """K/2 angles per place, fp32 and rounded as in the field's training code: released models saw just these.
+
+    Always real memory: models are also built without any (on torch's meta device).
+    """
+    return 1.0 / theta ** (torch.arange(0, dim, 2, device="cpu").float() / dim)
 
 
 class Rotary(nn.Module):
@@ -184,8 +187,8 @@ class Rotary(nn.Module):
     def _frequencies(self, length: int | None) -> Tensor:
         scaling = self.spec.scaling
         if scaling is None:
-            return plain_frequencies(self.spec.theta, self.dim).float()
-        return scaling.frequencies(self.spec.theta, self.dim, length).float()
+            return plain_frequencies(self.spec.theta, self.dim)
+        return scaling.frequencies(self.spec.theta, self.dim, length)
 
 
 def rotate(x_BTHK: Tensor, tables: Tables) -> Tensor:
