@@ -51,7 +51,7 @@ class _RMSNormCPU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        # In this order it is rounded as other libraries round it: deep models with a large stream show the difference.
+        # In this order it is rounded as in other libraries: deep models with a large stream show the difference.
         scale = x.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, scale, weight)
         return (x * scale).mul_(weight)
