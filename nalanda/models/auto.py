@@ -15,12 +15,12 @@ from nalanda.models.bart import BART, MBART
 from nalanda.models.bert import BERT
 from nalanda.models.distilbert import DISTILBERT
 from nalanda.models.family import Family
-from nalanda.models.gemma import GEMMA2, GEMMA3
+from nalanda.models.gemma import GEMMA, GEMMA2, GEMMA3
 from nalanda.models.gpt2 import GPT2
 from nalanda.models.llama import LLAMA
 from nalanda.models.m2m100 import M2M100
 from nalanda.models.marian import MARIAN
-from nalanda.models.mistral import MISTRAL, MIXTRAL
+from nalanda.models.mistral import MINISTRAL, MISTRAL, MIXTRAL
 from nalanda.models.modernbert import MODERNBERT
 from nalanda.models.olmo import OLMO2, OLMOE
 from nalanda.models.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
@@ -30,7 +30,8 @@ from nalanda.models.smollm3 import SMOLLM3
 from nalanda.models.t5 import MT5, T5
 
 _DECODERS = (
-    LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, OLMO2, OLMOE, SMOLLM3, GPT2,
+    LLAMA, MISTRAL, MINISTRAL, MIXTRAL, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, GEMMA, GEMMA2, GEMMA3, OLMO2, OLMOE,
+    SMOLLM3, GPT2,
 )  # fmt: skip
 _ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, MODERNBERT)
 _ENCODER_DECODERS = (T5, MT5, BART, MBART, M2M100, MARIAN)

@@ -1,4 +1,4 @@
-"""Gemma 2, and Gemma 3's text models: norms on both sides, norms of 1 + weight, windows, softly capped scores."""
+"""Gemma, Gemma 2, and Gemma 3's text models: norms of 1 + weight, on both sides from 2 on, windows, capped scores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nalanda.models.family import Family, Fixed, Head, Key, Part, Row
+from nalanda.models.family import ACTIVATION, Codec, Family, Fixed, Head, Key, Part, Row
 from nalanda.models.llama import (
     ATTENTION,
     CONSTANTS,
@@ -17,6 +17,7 @@ from nalanda.models.llama import (
     HEADS,
     NO_IDS,
     QK_NORMS,
+    ROWS,
     TIED,
     architectures,
     sizes,
@@ -25,7 +26,8 @@ from nalanda.models.rope import LayerTypes, Rope, RopeByType
 from nalanda.models.shape import Shape
 from nalanda.nn.spec import HeadSpec, TokensHeadSpec
 
-_CONSTANTS = CONSTANTS | {"norm_place": "sandwich", "unit_offset": True, "scale_embeddings": True}
+_FIRST = CONSTANTS | {"unit_offset": True, "scale_embeddings": True}
+_CONSTANTS = _FIRST | {"norm_place": "sandwich"}
 _CAP = "final_logit_softcapping"
 
 
@@ -76,7 +78,38 @@ def _sizes(vocabulary: int, length: int) -> tuple[Part, ...]:
     )  # fmt: skip
 
 
-ROWS = (
+_TANH = Codec(lambda name: ACTIVATION.read("gelu_pytorch_tanh" if name == "gelu" else name), ACTIVATION.write)
+"""The first files of Gemma say "gelu" where the approximation by tanh is meant."""
+
+GEMMA = Family(
+    name="gemma",
+    model_types=("gemma",),
+    base="GemmaModel",
+    prefix="model.",
+    constants=_FIRST,
+    keys=(
+        *sizes(256000, 3072, 28, 24576, heads=16, groups=16, dim=256, length=8192, tied=True),
+        Key("hidden_act", "activation", "gelu_pytorch_tanh", _TANH),
+        Key("attention_bias", "bias", False),
+        Fixed("use_bidirectional_attention", False),
+        Rope(layers=28, length=8192),
+    ),
+    rows=ROWS,
+    heads=HEADS[:3],
+    architectures=architectures("Gemma", HEADS[:3]),
+    aliases=TIED,
+    derived=DERIVED,
+    fresh=NO_IDS,
+    presets={
+        "gemma-2b": {
+            "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18, "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+        },
+        "gemma-7b": {},
+    },
+)  # fmt: skip
+
+_ROWS = (
     EMBEDDING,
     *ATTENTION,
     Row("model.layers.*.input_layernorm", "decoder.blocks.*.attention_norm"),
@@ -100,7 +133,7 @@ GEMMA2 = Family(
         LayerTypes(rule=lambda config, layer: layer % 2 == 0, window=4096, layers=26),
         Rope(layers=26, length=8192),
     ),
-    rows=ROWS,
+    rows=_ROWS,
     heads=_HEADS2,
     architectures=architectures("Gemma2", _HEADS2),
     aliases=TIED,
@@ -142,7 +175,7 @@ GEMMA3 = Family(
         _TYPES,
         RopeByType(_TYPES, full=1_000_000.0, sliding=10_000.0, length=131072),
     ),
-    rows=(*ROWS, *QK_NORMS),
+    rows=(*_ROWS, *QK_NORMS),
     heads=_heads(("labels",), None),
     architectures={"Gemma3ForCausalLM": ("tokens",), "Gemma3TextForSequenceClassification": ("labels",)},
     aliases=TIED,

@@ -1,4 +1,4 @@
-"""Mistral, and Mixtral, whose feed-forwards are mixtures of experts."""
+"""Mistral; Ministral, of whose layers some see all; Mixtral, whose feed-forwards are mixtures of experts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from nalanda.models.llama import (
     NORMS,
     ROWS,
     TIED,
+    answering,
     architectures,
     sizes,
 )
@@ -50,6 +51,26 @@ MISTRAL = Family(
         },
     },
 )  # fmt: skip
+
+MINISTRAL = Family(
+    name="ministral",
+    model_types=("ministral",),
+    base="MinistralModel",
+    prefix="model.",
+    odd_prefixes=answering("Ministral"),
+    constants=CONSTANTS,
+    keys=(
+        *sizes(inner=14336, groups=8, length=_LENGTH),
+        LayerTypes(rule=lambda config, layer: True, window=4096),
+        Rope(length=_LENGTH),
+    ),
+    rows=ROWS,
+    heads=HEADS,
+    architectures=architectures("Ministral"),
+    aliases=TIED,
+    derived=DERIVED,
+    fresh=NO_IDS,
+)
 
 MIXTRAL = Family(
     name="mixtral",

@@ -79,6 +79,16 @@ MISTRAL = (
     ),
     *each("mistral", named("Mistral"), config("Mistral", **WINDOW), lengths=LONG),
 )
+MINISTRAL = (
+    Case(
+        "ministral",
+        "MinistralForCausalLM",
+        config("Ministral", head_dim=12, layer_types=["full_attention", "sliding_attention"], **WINDOW),
+        "",
+        LONG,
+    ),
+    *each("ministral", named("Ministral"), config("Ministral", head_dim=8, **WINDOW), lengths=LONG),
+)
 MIXTRAL = (
     Case("mixtral", "MixtralForCausalLM", config("Mixtral", num_local_experts=5)),
     Case("mixtral", "MixtralForCausalLM", config("Mixtral", num_experts_per_tok=3, **WINDOW), "window", LONG),
@@ -169,6 +179,9 @@ QWEN_MOE = (
 )  # fmt: skip
 _GEMMA = {"head_dim": 12, "query_pre_attn_scalar": 10, **WINDOW}
 GEMMA = (
+    Case("gemma", "GemmaForCausalLM", config("Gemma", head_dim=12)),
+    Case("gemma", "GemmaForCausalLM", config("Gemma", attention_bias=True, tie_word_embeddings=False), "untied"),
+    *each("gemma", named("Gemma", HEADS[:2]), config("Gemma", head_dim=12)),
     Case(
         "gemma2",
         "Gemma2ForCausalLM",
@@ -238,4 +251,4 @@ SMOLLM3 = (
     *each("smollm3", named("SmolLM3"), config("SmolLM3", num_hidden_layers=4)),
 )  # fmt: skip
 
-CASES = (*GPT2, *MISTRAL, *MIXTRAL, *QWEN2, *QWEN3, *QWEN_MOE, *GEMMA, *OLMO, *SMOLLM3)
+CASES = (*GPT2, *MISTRAL, *MINISTRAL, *MIXTRAL, *QWEN2, *QWEN3, *QWEN_MOE, *GEMMA, *OLMO, *SMOLLM3)
