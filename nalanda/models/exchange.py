@@ -61,7 +61,7 @@ _DECODING = (
 
 def open_checkpoint(place: Path, pickled: bool = False) -> Checkpoint:
     """What a folder or GGUF file holds, no tensor read yet. Raises RunError naming file and key."""
-    if place.suffix == ".gguf":
+    if place.suffix == ".gguf" and not place.is_dir():
         file = open_gguf(place)
         return Checkpoint(dict(file.config), dict(file.generation), file.weights)
     config = _mapping(place / CONFIG)
