@@ -73,7 +73,7 @@ def choose_heads(
         words = HEADS.validate_python(_words(config, "heads"))
     except ValidationError as error:
         raise ConfigProblem(f"nalanda.heads.{one_line(error)}") from None
-    present = words or {head.name: head.spec(shape, config) for head in _present(family, config, keys)}
+    present = words or {head.name: _spec(head, shape, config) for head in _present(family, config, keys)}
     if wanted is None:
         return present, set()
     chosen: dict[str, HeadSpec] = {}
@@ -83,7 +83,7 @@ def choose_heads(
         if name in present and present[name].kind == asked.kind:
             spec = present[name]
         else:  # how vectors are pooled is for the asker to say
-            spec = asked if head is None or asked.kind == "embedding" else head.spec(shape, config)
+            spec = asked if head is None or asked.kind == "embedding" else _spec(head, shape, config)
         update = {
             key: getattr(asked, key)
             for key in ("classes", "dropout", "normalize")
@@ -112,6 +112,32 @@ def heads_said(family: Family, config: Mapping[str, Any], heads: Mapping[str, He
         if built.model_copy(update={"dropout": getattr(asked, "dropout", 0.0)}).to_dict() != asked.to_dict():
             return False
     return True
+
+
+class _Asked(dict[str, Any]):
+    """config.json's values; remembers which was asked for last."""
+
+    last = ""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.last = key
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.last = key
+        return super().__getitem__(key)
+
+
+def _spec(head: Head, shape: Shape, config: Mapping[str, Any]) -> HeadSpec:
+    """The head as config.json says it. Raises ConfigProblem naming the key."""
+    asked = _Asked(config)
+    try:
+        return head.spec(shape, asked)
+    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
+        value = shown(config[asked.last]) if asked.last in config else "missing"
+        raise ConfigProblem(
+            f"{asked.last} is {value}: no head '{head.name}' with this ({one_line(error)})"
+        ) from None
 
 
 def _present(family: Family, config: Mapping[str, Any], keys: Collection[str]) -> list[Head]:

@@ -328,6 +328,26 @@ def test_architectures_that_are_none(folder: Path) -> None:
         assert set(load_model(folder).heads) == {"tokens"}
 
 
+@pytest.mark.parametrize(
+    ("family", "architecture", "values", "key"),
+    [
+        ("bert", "BertForSequenceClassification", {"classifier_dropout": [1]}, "classifier_dropout"),
+        ("bert", "BertForTokenClassification", {"classifier_dropout": 7}, "classifier_dropout"),
+        ("modernbert", "ModernBertForMaskedLM", {"classifier_activation": {}}, "classifier_activation"),
+        ("gemma2", "Gemma2ForCausalLM", {"final_logit_softcapping": "x"}, "final_logit_softcapping"),
+    ],
+)
+def test_hostile_values_of_heads(
+    tmp_path: Path, family: str, architecture: str, values: dict[str, Any], key: str
+) -> None:
+    sizes = {key: value for key, value in CONFIG.items() if key not in ("model_type", "architectures")}
+    config = {**sizes, "model_type": family, "tie_word_embeddings": True, "head_dim": 8}
+    save_model(Model(FAMILIES[family].spec(config), {}), tmp_path / "model")
+    (tmp_path / "model" / "manifest.json").unlink()
+    change_config(tmp_path / "model", architectures=[architecture], **values)
+    refused(tmp_path / "model", "config.json", key)
+
+
 # Every family, GGUF, tokenizers
 
 

@@ -66,7 +66,7 @@ def gradients(pair: Pair, folder: Path) -> float:
     """Of a random sum of all outputs, by every parameter: relative to the largest of its tensor.
 
     Theirs are saved as if they were weights, so that they are named and cut as the checkpoint's tensors are. A tensor
-    whose gradient is nothing but rounding is measured by the matrix that ours is a part of.
+    whose gradient is nothing but rounding (a key's bias) is measured by the matrix that ours is a part of.
     """
     text = pair.texts[0]
     pair.theirs.zero_grad()
@@ -88,10 +88,10 @@ def gradients(pair: Pair, folder: Path) -> float:
     for name, views in pair.tensors(pair.ours, gradient=True).items():
         if name not in learned or any(key in buffers for key, _ in views):
             continue  # they do not train it: BART's bias of the logits
-        floor = 1e-2 * max(float(expected[key].abs().max()) for key, _ in views)
-        for key, view in views:
-            scale = max(float(expected[key].abs().max()), floor, 1e-12)
-            worst = max(worst, float((view - expected[key]).abs().max()) / scale)
+        largest = [float(expected[key].abs().max()) for key, _ in views]
+        for (key, view), own in zip(views, largest):
+            scale = own if own > 1e-4 * max(largest) else max(largest)
+            worst = max(worst, float((view - expected[key]).abs().max()) / (scale or 1.0))
     return worst
 
 
