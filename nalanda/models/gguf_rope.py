@@ -30,6 +30,7 @@ _YARN = (
     ("yarn_beta_fast", "beta_fast", float),
     ("yarn_beta_slow", "beta_slow", float),
 )
+_YARN_UNSAID = {"mscale": None, "mscale_all_dim": None, "truncate": True}  # and what readers take
 _LOCAL = {"gemma3": 10_000.0}  # base of the layers that see a window, where the file does not say it
 
 
@@ -155,6 +156,11 @@ def write_rope(
     if kind in ("linear", "yarn"):
         metadata |= {"rope.scaling.type": kind, "rope.scaling.factor": float(scaling["factor"])}
         if kind == "yarn":
+            for key, usual in _YARN_UNSAID.items():
+                if scaling.get(key, usual) != usual:
+                    raise RunError(
+                        f"{path}: config.json has {key} {scaling[key]!r}; GGUF's yarn cannot say it"
+                    )
             scaling.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
             for key, theirs, cast in _YARN:
                 if scaling.get(theirs) is not None:

@@ -12,7 +12,8 @@ import torch
 from nalanda.base.errors import RunError
 from nalanda.models.gguf_header import Header, TensorInfo
 from nalanda.models.gguf_quants import TYPE_BY_NAME
-from nalanda.models.gguf_rope import FACTORS, llama3_factors, read_rope
+from nalanda.models.gguf_names import FAMILIES
+from nalanda.models.gguf_rope import FACTORS, llama3_factors, read_rope, write_rope
 
 
 def scaling(factor: float, length: int, low: float = 1.0, high: float = 4.0) -> dict[str, Any]:
@@ -53,6 +54,14 @@ def test_only_ratios_can_be_found(tmp_path: Path) -> None:
     found = read(tmp_path, factors, 5e5, 128)
     assert (found["low_freq_factor"], found["original_max_position_embeddings"]) == (1.0, 2048)
     assert np.allclose(llama3_factors(5e5, 128, found), factors, rtol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["mscale", "truncate"])
+def test_what_yarn_cannot_say_is_refused(key: str) -> None:
+    usual = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24, "truncate": True}
+    write_rope({"rope_scaling": usual}, FAMILIES["llama"], Path("x"))
+    with pytest.raises(RunError, match=key):
+        write_rope({"rope_scaling": usual | {key: False}}, FAMILIES["llama"], Path("x"))
 
 
 def test_factors_are_those_of_transformers() -> None:
