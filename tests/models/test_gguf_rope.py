@@ -11,8 +11,8 @@ import torch
 
 from nalanda.base.errors import RunError
 from nalanda.models.gguf_header import Header, TensorInfo
-from nalanda.models.gguf_quants import TYPE_BY_NAME
 from nalanda.models.gguf_names import FAMILIES
+from nalanda.models.gguf_quants import TYPE_BY_NAME
 from nalanda.models.gguf_rope import FACTORS, llama3_factors, read_rope, write_rope
 
 

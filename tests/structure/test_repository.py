@@ -88,6 +88,7 @@ PUBLIC = {
         "classes",
         "layer_count",
         "one_line",
+        "shown",
     ],
     "nalanda.models.weights": ["Weights", "open_weights", "write_weights"],
 }
