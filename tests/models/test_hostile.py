@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +23,7 @@ from nalanda.models.auto import FAMILIES
 from nalanda.models.exchange import load_model, save_model
 from nalanda.nn.model import Model
 from nalanda.nn.spec import TokensHeadSpec
+from nalanda.stages.use import open_model
 
 SECONDS, BYTES = 2.0, 100e6
 CONFIG = {
@@ -382,3 +384,16 @@ def test_a_malicious_gguf_header(tmp_path: Path, data: bytes, word: str) -> None
     path = tmp_path / "model.gguf"
     path.write_bytes(data)
     refused(path, str(path), word)
+
+
+def test_a_tokenizer_with_more_ids_than_embeddings(folder: Path) -> None:
+    """Neither the first prompt nor the first batch finds out: opening does."""
+    words = {f"w{number}": number for number in range(80)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    values = {"pad_token": "w0", "bos_token": "w1", "eos_token": "w2", "unk_token": "w0"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"80 ids.* 67 embeddings \(vocab_size in config\.json\)") as found:
+        open_model(folder)
+    assert str(folder) in str(found.value)
+    assert "\n" not in str(found.value)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from functools import cache
 from pathlib import Path
 
+from parity import cases_decoders, cases_encoders, cases_llama, cases_seq2seq
 from parity.case import Case
 from parity.pair import Pair, build
 
-MODULES = ("cases_llama", "cases_decoders", "cases_encoders", "cases_seq2seq")
-
-
-def _all() -> tuple[Case, ...]:
-    here = Path(__file__).parent
-    found = [importlib.import_module(f"parity.{n}") for n in MODULES if (here / f"{n}.py").exists()]
-    return tuple(case for module in found for case in module.CASES)
-
-
-CASES = _all()
+CASES: tuple[Case, ...] = (
+    *cases_llama.CASES,
+    *cases_decoders.CASES,
+    *cases_encoders.CASES,
+    *cases_seq2seq.CASES,
+)
 
 
 @cache

@@ -7,15 +7,29 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("transformers")
+from parity.case import Case
 from parity.cases import CASES, pair_of
 from parity.checks import CHECKS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own warnings, not ours
 
 
-@pytest.mark.parametrize("name", list(CHECKS))
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_parity(case: object, name: str, tmp_path: Path) -> None:
+_LONG = ("greedy", "beam", "nudged", "base")
+"""Checks of many forward passes: of the variants of a class (those with a label) they run with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        pytest.param(
+            case, name, id=f"{case.name}-{name}",
+            marks=[pytest.mark.slow] if case.label and name in _LONG else [],
+        )
+        for case in CASES
+        for name in CHECKS
+    ],
+)  # fmt: skip
+def test_parity(case: Case, name: str, tmp_path: Path) -> None:
     if name in case.unmatched:
         pytest.skip(case.unmatched[name])
     found = CHECKS[name].measure(pair_of(case), tmp_path)
