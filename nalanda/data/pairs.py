@@ -105,8 +105,15 @@ class Frames:
 
     def take(self, rows: np.ndarray) -> Frames:
         """Those of the given rows."""
-        parts = (self.before, self.behind, self.start, self.opening, self.closing, self.group)
-        return Frames(*(part[rows] for part in parts), self.fingerprint)
+        return Frames(
+            self.before[rows],
+            self.behind[rows],
+            self.start[rows],
+            self.opening[rows],
+            self.closing[rows],
+            self.group[rows],
+            self.fingerprint,
+        )
 
     def source(self, rows: Ragged) -> Ragged:
         """What the encoder reads."""

@@ -19,7 +19,7 @@ from nalanda.nn.spec import AttentionSpec, BlockSpec, Spec
 def extended_spec(spec: Spec, scaling: RotaryScaling) -> Spec:
     """`spec` with `scaling` in place of what its rotations had, and texts longer by its factor.
 
-    Raises DataError where nothing turns by places.
+    Raises DataError where nothing turns by places, or a list of factors does not fit.
     """
     stacks = spec.stacks()
     attentions = [block.attention for _, blocks, _ in stacks for block in blocks if block.attention.rotary]
@@ -54,6 +54,11 @@ def _slowed(theta: float, scaling: RotaryScaling, dim: int) -> RotarySpec:
         scaling, NtkScaling
     ):  # the same rotations, said by the base alone, which every reader knows
         return RotarySpec(theta=theta * scaling.factor ** (dim / (dim - 2)))
+    if isinstance(scaling, LongRopeScaling):
+        try:
+            scaling.frequencies(theta, dim, None)
+        except ValueError as problem:
+            raise DataError(f"rope: {problem}") from None
     return RotarySpec(theta=theta, scaling=scaling)
 
 

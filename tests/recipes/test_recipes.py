@@ -23,6 +23,17 @@ SMALL = [
 ]
 
 
+BASES = {
+    "finetune_decoder": {
+        "num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2,
+    },
+    "finetune_translation": {
+        "encoder_layers": 1, "decoder_layers": 1, "d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+    },
+}  # fmt: skip
+"""Recipes that make the model they go on from themselves, and what makes that tiny."""
+
+
 def changes(recipe: str, folder: Path) -> list[str]:
     """What makes a recipe tiny; one that wants the user's file gets one."""
     if recipe == "translate_files":
@@ -36,6 +47,11 @@ def changes(recipe: str, folder: Path) -> list[str]:
             "corpus.split.near=0",
             "tokenizer.vocabulary=330",
         ]
+    if recipe in BASES:
+        base = [change.replace("model.", "base.", 1) for change in SMALL if change.startswith("model.")]
+        made = [f"base.model.config.{key}={value}" for key, value in BASES[recipe].items()]
+        whole = [c for c in [*SMALL, *base] if ".model." not in c]
+        return [*whole, *made, "corpus.sources.1.share=0.2"]
     return [*SMALL, "corpus.sources.1.share=0.2"]
 
 
@@ -97,7 +113,8 @@ def test_every_recipe_runs_two_steps(path: Path, tmp_path: Path) -> None:
         for line in (tmp_path / path.stem / "model" / "metrics.jsonl").read_text().splitlines()
     ]
     samples = [row["samples"] for row in rows if "samples" in row]
-    assert (len(samples) == 1 and samples[0][0].startswith("The ")) == (path.stem in ("causal", "moe"))
+    assert (len(samples) == 1 and str(samples[0][0]).startswith("The ")) == (path.stem in ("causal", "moe"))
+    assert bool(samples) == (path.stem in ("causal", "moe", *BASES))
 
 
 def test_a_dry_run_leaves_nothing_and_says_what_the_run_would_cost(
