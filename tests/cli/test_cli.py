@@ -156,7 +156,8 @@ def unknown(schema: dict[str, Any], node: dict[str, Any], value: Any, at: str = 
     for key, inner in value.items():
         below = node.get("properties", {}).get(key) or node.get("additionalProperties")
         path = f"{at}.{key}".lstrip(".")
-        found += unknown(schema, below, inner, path) if below else [path]
+        if below is not True:  # a mapping of anything, as a family's config.json is
+            found += unknown(schema, below, inner, path) if below else [path]
     return found
 
 
