@@ -95,6 +95,8 @@ class _Metadata:
         self.values, self.origin = values, origin
         self.model = self.text("model")
         self.tokens = self.texts("tokens")
+        if not self.tokens:
+            raise self.wrong("tokens", "empty")
 
     def wrong(self, key: str, what: str) -> DataError:
         return DataError(f"{self.origin}: key '{PREFIX}{key}': {what}")
@@ -123,8 +125,8 @@ class _Metadata:
     def texts(self, key: str) -> list[str]:
         found = self.rows(key)
         bad = next((i for i, row in enumerate(found) if not isinstance(row, str)), None)
-        if bad is not None or not found:
-            raise self.wrong(key, "empty" if bad is None else f"entry {bad} is no text")
+        if bad is not None:
+            raise self.wrong(key, f"entry {bad} is no text")
         return found
 
     def types(self) -> list[int]:

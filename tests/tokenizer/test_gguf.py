@@ -241,3 +241,12 @@ def test_patterns_cover_every_text(awkward: list[str]) -> None:
         cut = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
         for text in awkward[:300]:
             assert "".join(word for word, _ in cut.pre_tokenize_str(text)) == text, name
+
+
+def test_bytes_without_a_merge_are_a_tokenizer() -> None:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = {"model": "gpt2", "pre": "gpt-2", "tokens": letters, "token_type": [1] * 256, "merges": []}
+    tokenizer = from_metadata({f"tokenizer.ggml.{key}": value for key, value in made.items()}, "here")
+    assert tokenizer.decode(tokenizer.encode("नमस्ते")) == "नमस्ते"
+    with pytest.raises(DataError, match=r"'tokenizer\.ggml\.tokens': empty"):
+        from_metadata({f"tokenizer.ggml.{key}": value for key, value in {**made, "tokens": []}.items()}, "x")
