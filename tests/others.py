@@ -129,7 +129,11 @@ def _bert(folder: Path) -> Any:
 BART_ROLES = {
     "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>",
 }  # fmt: skip
-_NLLB = {"src_lang": "eng_Latn", "tgt_lang": "hin_Deva"}
+_NLLB = {
+    "src_lang": "eng_Latn",
+    "tgt_lang": "hin_Deva",
+    "additional_special_tokens": ["eng_Latn", "hin_Deva", "tam_Taml"],
+}
 _MBART = {"src_lang": "en_XX", "tgt_lang": "hi_IN"}
 _TOKENIZERS: dict[str, Callable[[Path], Any]] = {
     "nllb": lambda f: _spm(f, "sentencepiece.bpe.model", "NllbTokenizer", **_NLLB),

@@ -26,6 +26,9 @@ from nalanda.tokenizer.tokenizer import Tokenizer
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+STYLES = {"nllb": "nllb", "m2m": "m2m100", "mbart50": "mbart", "mbart": "mbart", "marian, tags": "marian"}
+
+
 def made(kind: type[Any], folder: Path, **more: Any) -> tuple[Any, Tokenizer, dict[str, Any]]:
     """(model, tokenizer, the first batch) of the model in `folder`, read by us."""
     corpus = write_corpus(folder / "corpus")
@@ -53,7 +56,8 @@ def shifted(theirs: Any, labels: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", TRANSLATORS)
 def test_pairs_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     theirs, tokenizer = publish(name, tmp_path)
-    model, _, batch = made(PairsConfig, tmp_path)
+    model, own, batch = made(PairsConfig, tmp_path)
+    assert own.tag_style == STYLES.get(name)
     texts = [f">>hin<< {text}" for text in ENGLISH] if name == "marian, tags" else ENGLISH
     labels: list[list[int]] = []
     total = count = 0.0

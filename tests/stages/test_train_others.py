@@ -17,6 +17,8 @@ from others import publish, write_corpus
 
 from nalanda.base.errors import DataError, RunError
 from nalanda.config import ConfigError, parse
+from nalanda.corpus.document import Document
+from nalanda.corpus.store import SplitWriter
 from nalanda.models.exchange import load_model
 from nalanda.stages import starting, train
 from nalanda.stages.convert import Options, convert
@@ -264,3 +266,42 @@ def test_a_dry_run_of_anothers_model_leaves_nothing(
     run = trained(tmp_path, recipe(tmp_path, str(tmp_path / "base"), "llama"), "--dry-run")
     assert "parameters" in capsys.readouterr().out
     assert not run.exists()
+
+
+def test_the_preview_shows_the_batches_of_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish("nllb", tmp_path / "base")
+    write_corpus(tmp_path / "corpus")
+    path = tmp_path / "tuned.yaml"
+    path.write_text(yaml.safe_dump(recipe(tmp_path, str(tmp_path / "base"), "nllb")), encoding="utf-8")
+    assert nalanda("data", "preview", str(path), "--rows", "1") == 0
+    lines = capsys.readouterr().out.replace("\n", " ").split("row 0")[1].split("predicts")
+    assert lines[0].split("source")[1].split()[0] == "eng_Latn"
+    assert lines[0].split("reads")[1].split()[:2] == ["</s>", "hin_Deva"]
+    assert lines[1].split()[0] == "hin_Deva"
+
+
+def test_bert_goes_on_with_two_sentences_and_keeps_its_family(tmp_path: Path) -> None:
+    publish("bert", tmp_path / "base")
+    write_corpus(tmp_path / "corpus")
+    with (tmp_path / "corpus" / "train.parquet").open("wb") as file, SplitWriter(file) as writer:
+        for i in range(4):
+            writer.write(
+                Document(f"go home\nsave the file\n{'cold ' * i}", f"a:{i}", "eng_Latn", None, "", "a")
+            )
+    values = recipe(
+        tmp_path,
+        str(tmp_path / "base"),
+        "bert",
+        data={"kind": "next_sentence"},
+        objective={"kind": "mlm_next_sentence"},
+        evaluation=None,
+    )
+    path = tmp_path / "tuned.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert nalanda("train", str(path), "--runs", str(tmp_path / "runs")) == 0
+    result = json.loads((tmp_path / "runs" / "tuned" / "result.json").read_text())
+    assert any("next_sentence" in note for note in result["notes"])
+    theirs = transformers.BertForPreTraining.from_pretrained(tmp_path / "runs" / "tuned" / "model")
+    assert theirs.config.architectures == ["BertForPreTraining"]
