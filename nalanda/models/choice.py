@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from nalanda.models.family import ConfigProblem, Family, Head, one_line, shown
 from nalanda.models.own import HEADS
+from nalanda.models.reading import matches
 from nalanda.models.rows import regex
 from nalanda.models.shape import TRAINING, Shape
 from nalanda.nn.spec import HeadSpec, Spec
@@ -33,8 +34,11 @@ def _words(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     return words
 
 
-def check_layers(family: Family, config: Mapping[str, Any], keys: Collection[str]) -> None:
-    """Raises ConfigProblem where config.json and the tensors' names do not agree on the number of layers or experts.
+def check_layers(
+    family: Family, config: Mapping[str, Any], keys: Collection[str], ignore: Sequence[str] = ()
+) -> None:
+    """Raises ConfigProblem where config.json and the tensors' names do not agree on the number of layers or experts,
+    those apart that a pattern of `ignore` means.
 
     The names of a model's parts are spelled out one by one: after this, there are no more of them than of the file's.
     """
@@ -43,6 +47,8 @@ def check_layers(family: Family, config: Mapping[str, Any], keys: Collection[str
     rows = [(row.ours.partition(".")[0], regex(row.theirs)) for row in family.rows if "*" in row.theirs]
     for key in keys:
         names = {key, family.full_name(key)}
+        if any(matches(name, ignore) for name in names):
+            continue
         names |= {name.rpartition(".")[0] for name in names}
         for stack, pattern in rows:
             match = next((m for m in map(pattern.fullmatch, names) if m), None)
@@ -143,14 +149,16 @@ def _spec(head: Head, shape: Shape, config: Mapping[str, Any]) -> HeadSpec:
 def _present(family: Family, config: Mapping[str, Any], keys: Collection[str]) -> list[Head]:
     """The heads that the checkpoint's architecture names; without a known one, those whose weights are there."""
     by_name = {head.name: head for head in family.heads}
-    named = config.get("architectures") or []
-    for architecture in named if isinstance(named, list) else []:
+    named = config.get("architectures")
+    named = named if isinstance(named, list) else []
+    for architecture in named:
         if isinstance(architecture, str) and architecture in family.architectures:
             heads = [by_name[name] for name in family.architectures[architecture]]
             return [head for head in heads if not head.optional or _stored(head, keys, family)]
     stored = [head for head in family.heads if _stored(head, keys, family)]
     found = [head for head in stored if not head.optional] or stored
-    if not named and "tokens" in by_name and by_name["tokens"] not in found and _writes(family, config):
+    known = family.base in named  # as a network without a head; T5WithLMHeadModel, of old, is not
+    if not known and "tokens" in by_name and by_name["tokens"] not in found and _writes(family, config):
         found.append(by_name["tokens"])
     return found[:1] if len({head.kind for head in found}) < len(found) else found
 

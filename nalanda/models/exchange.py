@@ -108,7 +108,7 @@ def load_model(
             return model
         family = find(config, path, weights.keys())
         config = settled(family, config, weights)
-        check_layers(family, config, weights.keys())
+        check_layers(family, config, weights.keys(), ignore)
         spec = read_spec(family, config)
         chosen, new = choose_heads(family, config, heads, weights.keys())
         sentence = read_sentence(place, note) if place.is_dir() else None
@@ -222,7 +222,8 @@ def complete(family: Family, config: dict[str, Any], model: Model) -> dict[str, 
     fitting = [a for a in order if set(family.architectures[a]) <= wanted]
     config["architectures"] = [(given or exact or fitting or [family.base])[0]]
     weight = model.transformer.tokens.weight
-    if not model.origin or "dtype" in config or weight.dtype != torch.float32:
+    old = config.pop("torch_dtype", None)  # what "dtype" was called; readers round the weights to it
+    if not model.origin or old is not None or "dtype" in config or weight.dtype != torch.float32:
         config["dtype"] = str(weight.dtype).removeprefix("torch.")
     config.pop("nalanda", None)
     own_words = own.extension(family, config, model)

@@ -107,6 +107,16 @@ SAME = Codec(_same, _same)
 ACTIVATION = Codec(_activation, _ACTIVATION_NAMES.__getitem__)
 
 
+_COMMON_NAMES = {
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "head_dim": "head_dim",
+    "max_length": "max_position_embeddings",
+}
+"""What transformers reads in every family where the family's own name of a value is absent (n_embd, d_model ...)."""
+
+
 class Part(Protocol):
     """A part of config.json and what it says of the shape."""
 
@@ -125,7 +135,8 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Key:
-    """One value, `theirs` in config.json and `ours` in Shape; `default` (theirs) is meant where it is absent."""
+    """One value, `theirs` in config.json and `ours` in Shape; `default` (theirs) is meant where it is absent, by its
+    common name too."""
 
     theirs: str
     ours: str
@@ -138,7 +149,8 @@ class Key:
 
     def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """See Part."""
-        value = config.get(self.theirs, self.default)
+        common = _COMMON_NAMES.get(self.ours, self.theirs)
+        value = config.get(self.theirs, config.get(common, self.default))
         if value is REQUIRED:
             raise ConfigProblem(f"key '{self.theirs}' is missing")
         return {self.ours: None if value is None else self.codec.read(value)}

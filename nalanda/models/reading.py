@@ -92,6 +92,8 @@ def _index(keys: Collection[str], family: Family | None) -> dict[str, str]:
     index: dict[str, str] = {}
     for key in keys:
         name = next((key.removesuffix(old) + new for old, new in _LEGACY.items() if key.endswith(old)), key)
+        if name != key and name in keys:  # both: today's name is read, and the other has no place
+            name = key
         index[name] = key
         if family is not None:
             index.setdefault(family.full_name(name), key)
@@ -175,10 +177,10 @@ def _check_left_over(
     family, names = policy.family, _names(index)
     dropped: list[str] = []
     for key in weights.keys():  # noqa: SIM118 (a Weights is no mapping)
-        if key in used or key in unread or _fits(names[key], policy.ignore):
+        if key in used or key in unread or any(matches(name, policy.ignore) for name in names[key]):
             continue
         if family is not None:
-            if _fits(names[key], family.derived):
+            if any(matches(name, family.derived) for name in names[key]):
                 continue
             of_a_head = any(_of_a_head(family, name) for name in names[key])
             original = _original(index, family, names[key]) if tied or not of_a_head else ""
@@ -209,8 +211,9 @@ def _original(index: Mapping[str, str], family: Family, names: Sequence[str]) ->
     return next((index.get(family.aliases[name], "") for name in names if name in family.aliases), "")
 
 
-def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+def matches(key: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns (fnmatch) means the key."""
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def _check_same(weights: Weights, key: str, original: str) -> None:
