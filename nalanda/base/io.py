@@ -104,6 +104,14 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: damaged, nested too deeply") from None
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in the JSON file at `path`. Raises RunError as `read_json` does, and for any other value."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: damaged, not a JSON mapping")
+    return values
+
+
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

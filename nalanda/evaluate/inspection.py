@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nalanda.base.errors import DataError
 from nalanda.evaluate.token_labels import Label, Names, label
-from nalanda.generate.batching import check_tokenizer, evaluating
+from nalanda.generate.batching import evaluating
 from nalanda.nn.model import Model
 from nalanda.nn.transformer import Output
 
@@ -125,11 +125,10 @@ def inspect(model: Model, tokenizer: Tokens, reading: Reading, limits: Limits) -
     """Reads once with everything captured (and, for a masked language model, once more for each masked token).
 
     Raises DataError for a reading that is longer than `limits.tokens` or the model's positions, for a layer that is
-    not there, for a tokenizer that does not belong to the model, and for hidden states that are not finite.
+    not there, for ids that the model does not have, and for hidden states that are not finite.
     """
-    check_tokenizer(model, tokenizer)  # type: ignore[arg-type]
     sides = _sides(model, reading)
-    _check_lengths(model, sides, limits)
+    _check_sides(model, sides, limits)
     notes: list[str] = []
     layers = _layers(model, sides, limits, notes)
     with evaluating(model), torch.inference_mode():
@@ -155,12 +154,17 @@ def _sides(model: Model, reading: Reading) -> dict[str, tuple[int, ...]]:
     return {"decoder" if model.spec.decoder else "encoder": reading.stream}
 
 
-def _check_lengths(model: Model, sides: dict[str, tuple[int, ...]], limits: Limits) -> None:
+def _check_sides(model: Model, sides: dict[str, tuple[int, ...]], limits: Limits) -> None:
     positions = {name: position.limit for name, _, position in model.spec.stacks()}
     for name, ids in sides.items():
         room = positions[name]
         if not ids:
             raise DataError(f"nothing for the model's {name} to read: the text is empty")
+        if not 0 <= min(ids) <= max(ids) < model.spec.vocabulary:
+            raise DataError(
+                f"the text has an id outside the model's vocabulary of {model.spec.vocabulary:,}: the tokenizer is "
+                "that of another model"
+            )
         if room is not None and len(ids) > room:
             raise DataError(
                 f"the text is {len(ids)} tokens and the model's {name} has {room} positions; shorten it"

@@ -20,6 +20,7 @@ decoder's document.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -34,6 +35,27 @@ from nalanda.tokenizer.tokenizer import ROLES, Tokenizer
 SOURCE_TAGGED = ("nalanda", "marian", "indictrans")
 """Styles in which the source names the language to write."""
 ENGLISH = "eng_Latn"
+_FILLING = re.compile(r"\[PAD\d+\]")
+_VEIL = "\ufdd0"  # never a character: what Unicode keeps for a program's own use
+
+
+def _veil(match: re.Match[str]) -> str:
+    return match[0][:1] + _VEIL + match[0][1:]
+
+
+def in_texts(tokenizer: Tokenizer, number: int) -> bool:
+    """Whether a text can have the token: not a special one, and none of those that only fill (GGUF's)."""
+    if not tokenizer.has(number) or number in tokenizer.special_ids:
+        return False
+    return _FILLING.fullmatch(tokenizer.token(number)) is None
+
+
+def beyond(tokenizer: Tokenizer, vocabulary: int) -> int | None:
+    """The first id from `vocabulary` on that a text can have; None: a model of that many vectors can read all texts.
+
+    Special tokens may lie beyond: Gemma 3's mark of pictures does in its text models.
+    """
+    return next((i for i in range(vocabulary, tokenizer.vocabulary) if in_texts(tokenizer, i)), None)
 
 
 @dataclass(frozen=True)
@@ -76,8 +98,11 @@ class Prompting:
 
     @property
     def vocabulary(self) -> int:
-        """How many ids the tokenizer has."""
-        return self.tokenizer.vocabulary
+        """How many ids the tokenizer has, those apart that the model has no vectors for and no text reaches."""
+        count = self.tokenizer.vocabulary
+        if self.spec is None or beyond(self.tokenizer, self.spec.vocabulary) is not None:
+            return count
+        return min(count, self.spec.vocabulary)
 
     @property
     def pad(self) -> int:
@@ -118,7 +143,7 @@ class Prompting:
         if self.own:
             return self.tokenizer.special_ids
         bad = [row[0] for row in self.generation.get("bad_words_ids") or () if len(row) == 1]
-        return frozenset([*(self.generation.get("suppress_tokens") or ()), *bad])
+        return frozenset(self._known([*(self.generation.get("suppress_tokens") or ()), *bad]))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
@@ -219,9 +244,27 @@ class Prompting:
         if template is None:
             raise DataError("the model has no chat template; use 'nalanda generate', or give it one")
         roles = self.tokenizer.roles
-        names = {f"{role}_token": roles[role] for role in ("bos", "eos", "pad", "unk") if role in roles}
-        text = render(template, messages, names)
-        return self.tokenizer.encode_marked([text])[0]
+        names = {f"{role}_token": token for role, token in roles.items()}
+        special = self._special()
+        if not any(special.search(message["content"]) for message in messages):
+            return self.tokenizer.encode_marked([render(template, messages, names)])[0]
+        veiled = [{**m, "content": special.sub(_veil, m["content"])} for m in messages]
+        return self._encode_veiled(render(template, veiled, names), special)
+
+    def _special(self) -> re.Pattern[str]:
+        """Any special token as it is spelled, the longest first."""
+        names = sorted(map(self.tokenizer.token, self.tokenizer.special_ids), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+    def _encode_veiled(self, text: str, special: re.Pattern[str]) -> list[int]:
+        """The ids of a rendered text in which what a user spelled like a special token is veiled: that stays text."""
+        ids: list[int] = []
+        end = 0
+        for match in special.finditer(text):
+            ids += self.tokenizer.encode(text[end : match.start()].replace(_VEIL, ""))
+            ids += self.tokenizer.encode_marked([match[0]])[0]
+            end = match.end()
+        return ids + self.tokenizer.encode(text[end:].replace(_VEIL, ""))
 
     def _starts_with_tag(self, style: str) -> bool:
         """mBART of 25 languages: there is no start besides the tag."""
@@ -235,8 +278,15 @@ class Prompting:
 
     def _number(self, key: str) -> int | None:
         value = self.generation.get(key)
-        return value if isinstance(value, int) else None
+        if not isinstance(value, int) or self._known([value]):
+            return value if isinstance(value, int) else None
+        raise DataError(f"generation_config.json: {key} is {value}, an id that the model does not have")
 
     def _numbers(self, key: str) -> tuple[int, ...]:
         value = self.generation.get(key)
-        return tuple(value) if isinstance(value, list) else () if value is None else (int(value),)
+        return tuple(self._known(value if isinstance(value, list) else [] if value is None else [value]))
+
+    def _known(self, ids: Sequence[int]) -> list[int]:
+        """Those of the ids that the model has; others stand in files too and can never come."""
+        count = self.tokenizer.vocabulary if self.spec is None else self.spec.vocabulary
+        return [number for number in ids if 0 <= number < count]

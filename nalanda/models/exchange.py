@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from nalanda.base.errors import RunError
-from nalanda.base.io import MANIFEST, atomic_folder, read_json, verify_manifest, write_json
+from nalanda.base.io import MANIFEST, atomic_folder, read_mapping, verify_manifest, write_json
 from nalanda.models import own
 from nalanda.models.auto import BY_TYPE, FAMILIES, find
 from nalanda.models.choice import check_layers, choose_heads, heads_said, read_spec
-from nalanda.models.family import ConfigProblem, Family, one_line
+from nalanda.models.family import ConfigProblem, Family, one_line, shown
 from nalanda.models.gguf import open_gguf
 from nalanda.models.reading import Policy, build_empty, fill, settled
 from nalanda.models.rows import Source, fused_sizes, parts, sources
@@ -64,19 +64,33 @@ def open_checkpoint(place: Path, pickled: bool = False) -> Checkpoint:
     if place.suffix == ".gguf" and not place.is_dir():
         file = open_gguf(place)
         return Checkpoint(dict(file.config), dict(file.generation), file.weights)
-    config = _mapping(place / CONFIG)
+    config = read_mapping(place / CONFIG)
     path = place / GENERATION
-    generation = {key: config[key] for key in _DECODING if config.get(key) is not None}
-    return Checkpoint(
-        config, generation | (_mapping(path) if path.exists() else {}), open_weights(place, pickled)
-    )
+    old = {key: config[key] for key in _DECODING if config.get(key) is not None}
+    new = read_mapping(path) if path.exists() else {}
+    _check_ids(old, place / CONFIG)
+    _check_ids(new, path)
+    return Checkpoint(config, old | new, open_weights(place, pickled))
 
 
-def _mapping(path: Path) -> dict[str, Any]:
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise RunError(f"{path}: damaged, not a JSON mapping")
-    return values
+def _check_ids(generation: Mapping[str, Any], path: Path) -> None:
+    """Raises RunError where what decoding takes for ids of tokens is something else."""
+
+    def is_id(value: Any) -> bool:
+        return type(value) is int
+
+    def are_ids(value: Any) -> bool:
+        return isinstance(value, list) and all(map(is_id, value))
+
+    for key, value in generation.items():
+        if key == "bad_words_ids":
+            right = isinstance(value, list) and all(map(are_ids, value))
+        elif key.endswith("_token_id"):
+            right = is_id(value) or are_ids(value)
+        else:
+            right = key != "suppress_tokens" or are_ids(value)
+        if value is not None and not right:
+            raise RunError(f"{path}: {key} is {shown(value)}, which is no id of a token, nor a list of them")
 
 
 def load_model(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nalanda.base.errors import RunError
-from nalanda.base.io import read_json
+from nalanda.base.io import read_json, read_mapping
 from nalanda.nn.model import Model
 from nalanda.nn.spec import EmbeddingHeadSpec
 
@@ -57,25 +57,18 @@ def read_sentence(folder: Path, note: Callable[[str], None]) -> Sentence | None:
         return None
     head = EmbeddingHeadSpec.model_validate({"place": _MODES[modes[0]], "normalize": len(kinds) == 3})
     return Sentence(
-        head, {name: _mapping(folder / name) for name in (TEXT, PACKAGE) if (folder / name).is_file()}
+        head, {name: read_mapping(folder / name) for name in (TEXT, PACKAGE) if (folder / name).is_file()}
     )
 
 
 def _modes(path: Path) -> list[str]:
     """The ways of pooling that a config names, in the form of today or of old."""
-    config = _mapping(path)
+    config = read_mapping(path)
     found = config.get("pooling_mode")
     if found is not None:
         return [str(mode)[:40] for mode in (found if isinstance(found, list) else [found])]
     old = {**_OLD_MODES, **{name: name for name in _OTHER_OLD_MODES}}
     return [mode for mode, name in old.items() if config.get(f"pooling_mode_{name}")] or ["mean"]
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise RunError(f"{path}: damaged, not a JSON mapping")
-    return values
 
 
 def kept(config: Mapping[str, Any], sentence: Sentence | None) -> dict[str, Any]:

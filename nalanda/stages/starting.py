@@ -9,7 +9,6 @@ pipeline folders of our own runs are folders too.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ import torch
 
 from nalanda.base import seeds
 from nalanda.base.errors import DataError, RunError
-from nalanda.generate.prompting import Prompting
+from nalanda.generate.prompting import Prompting, beyond, in_texts
 from nalanda.models.exchange import load_model, open_checkpoint
 from nalanda.models.extend import extended
 from nalanda.models.named import FamilyConfig, new_model
@@ -33,8 +32,6 @@ from nalanda.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from nalanda.stages.train import TrainStage
-
-_FILLING = re.compile(r"\[PAD\d+\]")
 
 
 def build_model(
@@ -84,21 +81,13 @@ def _kind(spec: Spec) -> str:
 def _vocabulary(tokenizer: Tokenizer, spec: Spec) -> str:
     """Why the model has no place for a token that texts may have; empty where it has."""
     for each in (tokenizer, tokenizer.target):
-        beyond = range(spec.vocabulary, each.vocabulary)  # Gemma 3's marks of pictures are: no text has them
-        number = next((i for i in beyond if _in_texts(each, i)), None)
+        number = beyond(each, spec.vocabulary)
         if number is not None:
             return (
                 f"its vocabulary has {spec.vocabulary:,} entries, the tokenizer's token {each.token(number)!r} has "
                 f"the number {number:,}; use the tokenizer that the model was trained with"
             )
     return ""
-
-
-def _in_texts(tokenizer: Tokenizer, number: int) -> bool:
-    """Whether a text can have the token: not a special one, and none of those that only fill (GGUF's)."""
-    if not tokenizer.has(number) or number in tokenizer.special_ids:
-        return False
-    return _FILLING.fullmatch(tokenizer.token(number)) is None
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
@@ -122,7 +111,7 @@ def _same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether all numbers mean the same tokens; what one has more are ids that no text reaches (GGUF's padding)."""
     shared = min(one.vocabulary, other.vocabulary)
     for each in (one, other):
-        if any(_in_texts(each, i) for i in range(shared, each.vocabulary)):
+        if any(in_texts(each, i) for i in range(shared, each.vocabulary)):
             return False
     return all(
         one.has(i) == other.has(i) and (not one.has(i) or one.token(i) == other.token(i))

@@ -10,7 +10,7 @@ from nalanda.base.errors import DataError, RunError
 from nalanda.config import override, parse
 from nalanda.generate.decode import generate as decode
 from nalanda.generate.options import DecodeConfig
-from nalanda.generate.prompting import ENGLISH, Prompting, Source
+from nalanda.generate.prompting import ENGLISH, Prompting, Source, beyond
 from nalanda.models.exchange import load_model
 from nalanda.nn.model import Model
 from nalanda.nn.spec import HeadSpec
@@ -54,12 +54,13 @@ def load(place: Path) -> tuple[Model, Tokenizer]:
 
 
 def check_size(tokenizer: Tokenizer, model: Model, place: Path) -> None:
-    """Raises RunError for a tokenizer with more ids than the model has embeddings."""
-    if tokenizer.vocabulary > model.spec.vocabulary:
-        raise RunError(
-            f"{place}: its tokenizer has {tokenizer.vocabulary:,} ids, its model {model.spec.vocabulary:,} "
-            "embeddings (vocab_size in config.json); they do not belong together"
-        )
+    """Raises RunError for a tokenizer whose texts can have ids that the model has no embeddings for."""
+    for each in (tokenizer, tokenizer.target):
+        if beyond(each, model.spec.vocabulary) is not None:
+            raise RunError(
+                f"{place}: its tokenizer has {each.vocabulary:,} ids, its model {model.spec.vocabulary:,} "
+                "embeddings (vocab_size in config.json); they do not belong together"
+            )
 
 
 def options(default: DecodeConfig, assignments: list[str]) -> DecodeConfig:

@@ -41,6 +41,7 @@ def recipes(tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
     """Minimal recipes of each verb; between them they name every kind of place that a stage watches."""
     for name in ("a.txt", "b.txt", "en.json", "hi.json"):
         (tmp_path / name).write_text("{}")
+    (tmp_path / "tokenizer").mkdir()
     for name in ("main", "run/model"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text("{}")

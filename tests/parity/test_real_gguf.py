@@ -1,7 +1,7 @@
 """Two real models out of GGUF files: what they find likely and what they write, as transformers reads the same file.
 
-Rounding alone moves these log-probabilities by 2e-4 between fp32 and fp64 (Gemma's stream is large), so ours are equal
-to theirs only where the operations come in the same order: the norms and rotary angles do.
+Rounding alone moves these log-probabilities by 2e-4 between fp32 and fp64 (Gemma's stream is large), so ours equal
+theirs only where the operations come in the same order: the norms and rotary angles do.
 """
 
 from __future__ import annotations

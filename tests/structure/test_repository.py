@@ -65,7 +65,7 @@ PUBLIC = {
     "nalanda.generate.decode": ["generate", "settled", "stream"],
     "nalanda.tokenizer.tokenizer": ["Tokenizer", "special_tokens"],
     "nalanda.stages.stage": ["Context", "Stage", "fingerprint_input"],
-    "nalanda.generate.prompting": ["Frame", "Prompting", "Source"],
+    "nalanda.generate.prompting": ["Frame", "Prompting", "Source", "beyond", "in_texts"],
     "nalanda.models.exchange": [
         "Checkpoint",
         "checkpoint_of",
