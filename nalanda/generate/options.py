@@ -39,6 +39,13 @@ class DecodeConfig(Config):
     seed: int = 0
     batch_tokens: int = Field(default=16384, gt=0)  # cache places of a batch: rows x beams x (prompt + new)
 
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _temperature_not_zero(cls, temperature: object) -> object:
+        if temperature == 0 and not isinstance(temperature, bool):
+            raise ValueError("0 leaves nothing to chance; say so with kind=greedy")
+        return temperature
+
     @field_validator("stop")
     @classmethod
     def _stop_not_empty(cls, stop: tuple[str, ...]) -> tuple[str, ...]:

@@ -111,7 +111,12 @@ def load_model(
     manifest.json, where there is one; `pickled` allows .bin files. Raises RunError naming file and key.
     """
     if verify and (place / MANIFEST).is_file():
-        verify_manifest(place)
+        try:
+            verify_manifest(place)
+        except RunError as error:
+            raise RunError(
+                f"{error}; get it again, or, if you changed it yourself, remove {place / MANIFEST}"
+            ) from None
     checkpoint = open_checkpoint(place, pickled)
     config, weights = checkpoint.config, checkpoint.weights
     path = place / CONFIG if place.is_dir() else place

@@ -86,8 +86,8 @@ def open_weights(folder: Path, pickled: bool = False) -> Weights:
         raise _nothing_here(folder)
     if not pickled:
         raise RunError(
-            f"{found[0]}: .bin files are pickles: pass pickled=true to read this one all the "
-            "same (torch's weights_only reader, which runs no code), or convert it to safetensors"
+            f"{found[0]}: .bin files are pickles: pass pickled=true (nalanda convert --pickled) to read "
+            "this one all the same (torch's weights_only reader, which runs no code), or convert it to safetensors"
         )
     if found[0].name == _PICKLED:
         return _Pickled(found[0], {found[0]: _unpickle(found[0])})

@@ -59,7 +59,10 @@ def test_rows(config: EvaluateStage) -> list[Document]:
     """The pairs of the split. Raises DataError where there are none."""
     rows = [d for d in read_split(config.corpus, config.split) if d.target is not None][: config.rows]
     if not rows:
-        raise DataError(f"{config.corpus}: its {config.split} split has no translation pairs")
+        other = "dev" if config.split == "test" else "test"
+        raise DataError(
+            f"{config.corpus}: its {config.split} split has no translation pairs; add rows, or score split: {other}"
+        )
     return rows
 
 

@@ -287,7 +287,8 @@ def test_contradictory_configs_are_refused() -> None:
         ({"kind": "beam", "beams": 2, "n_best": 3}, "n_best 3 is above beams 2"),
         ({"n_best": 2}, "needs kind: beam"),
         ({"stop": [""]}, "empty stop string"),
-        ({"temperature": 0}, "greater than 0"),
+        ({"temperature": 0}, "kind=greedy"),
+        ({"temperature": -1}, "greater than 0"),
     ]:
         with pytest.raises(ConfigError, match=message):
             parse(DecodeConfig, values, "test")
