@@ -42,8 +42,16 @@ def _refuse(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -67,7 +75,9 @@ def render(
     try:
         made = _environment().from_string(template)
         pieces, size = [], 0
-        for piece in made.generate(messages=list(messages), add_generation_prompt=answer, **tokens):
+        # Templates are written for a caller that always says whether there are tools and documents: none.
+        values: dict[str, Any] = {**tokens, "tools": None, "documents": None, "add_generation_prompt": answer}
+        for piece in made.generate(messages=list(messages), **values):
             pieces.append(piece)
             size += len(piece)
             if size > MAX_TEXT:

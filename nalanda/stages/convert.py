@@ -56,9 +56,10 @@ def convert(place: Path, out: Path, options: Options, note: Callable[[str], None
     check_size(tokenizer, model, folder)
     if out.suffix != ".gguf":
         card = folder / CARD
+        kept = card.read_bytes() if card.is_file() else None  # now: `out` may be the folder itself
         export.write(model, tokenizer, out, shard_bytes=options.shard_bytes)
-        if folder.is_dir() and card.is_file():
-            (out / CARD).write_text(card.read_text(encoding="utf-8"), encoding="utf-8")
+        if kept is not None:
+            (out / CARD).write_bytes(kept)
         return
     config, entries = checkpoint_of(model)
     numbers = {key: value for key, value in model.generation.items() if key.endswith("_token_id")}

@@ -105,10 +105,9 @@ def _continued(model: Model, prompting: Prompting, prompt: Source, start: list[i
     both = model.transformer.both
     starts, forced = ([prompt.start], [prompt.forced]) if both else (None, None)
     written = generate(model, [prompt.ids], prompting, config, starts=starts, forced=forced)[0]
-    ids = written.ids[1:] if prompt.forced is not None and written.ids[:1] == [prompt.forced] else written.ids
     source = tuple(prompt.ids) if both else ()
     after = prompting.eos if written.finish == "eos" else None
-    return Reading((*start, *ids), source, generated=len(ids), after=after)
+    return Reading((*start, *written.ids), source, generated=len(written.ids), after=after)
 
 
 def layer_numbers(words: str) -> tuple[int, ...] | None:

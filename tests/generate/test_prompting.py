@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import AddedToken, models, pre_tokenizers, processors
 
 from nalanda.base.errors import DataError
+from nalanda.generate.chat_template import render
 from nalanda.generate.prompting import Prompting, Source
 from nalanda.models.plain import ModelConfig, build_spec
 from nalanda.tokenizer.tokenizer import Tokenizer
@@ -145,3 +146,12 @@ def test_a_hostile_template_is_one_line(tmp_path: Path, template: str) -> None:
 def test_a_model_without_template_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no chat template"):
         Prompting(make(tmp_path, (), "<s> $A"), DECODER).chat([{"role": "user", "content": "tea"}])
+
+
+def test_a_template_sees_what_it_is_written_for(tmp_path: Path) -> None:
+    """No tools, said as None, and filters with the arguments that models' templates use."""
+    template = (
+        "{% if tools is not none or documents is not none %}is{% endif %}"
+        "{{ messages[0].content | tojson(ensure_ascii=false, sort_keys=true) }}"
+    )
+    assert render(template, [{"role": "user", "content": "चाय"}], {}) == '"चाय"'

@@ -110,3 +110,12 @@ def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(
     error = capsys.readouterr().err
     assert "ids, its model 200 embeddings" in error
     assert error.count("\n") == 1
+
+
+def test_a_folder_converted_in_its_place_keeps_its_card(llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    convert(llama, folder, Options(), print)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nसंस्कृत\n", encoding="utf-8")
+    convert(folder, folder, Options(dtype="bfloat16"), print)
+    assert (folder / "README.md").read_text(encoding="utf-8").endswith("संस्कृत\n")
+    assert load_model(folder, dtype=torch.bfloat16).transformer.tokens.weight.dtype == torch.bfloat16
