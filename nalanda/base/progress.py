@@ -29,6 +29,10 @@ class ProgressFactory(Protocol):
     ) -> contextlib.AbstractContextManager[Progress]: ...
 
 
+def unsaid(note: str) -> None:
+    """What library functions with a `note` argument do with what there is to say, where nobody asked."""
+
+
 class _Silent:
     def update(self, n: int = 0, **shown: str | float) -> None:
         return None

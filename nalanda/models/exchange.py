@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nalanda.base.errors import RunError
 from nalanda.base.io import MANIFEST, atomic_folder, read_mapping, verify_manifest, write_json
+from nalanda.base.progress import unsaid
 from nalanda.models import own
 from nalanda.models.auto import BY_TYPE, FAMILIES, find
 from nalanda.models.choice import check_layers, choose_heads, heads_said, read_spec
@@ -37,10 +38,6 @@ from nalanda.nn.spec import HeadSpec
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 CARD = "README.md"
-
-
-def _silent(text: str) -> None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def load_model(
     verify: bool = True,
     pickled: bool = False,
     ignore: Sequence[str] = (),
-    note: Callable[[str], None] = _silent,
+    note: Callable[[str], None] = unsaid,
 ) -> Model:
     """The model in a folder or GGUF file, on the CPU, in evaluation mode, its floats as `dtype`.
 

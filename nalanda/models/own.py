@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nalanda.base.errors import RunError
-from nalanda.models.family import Family
+from nalanda.models.family import Family, one_line
 from nalanda.models.shape import TRAINING, Shape
 from nalanda.nn.model import Model
 from nalanda.nn.spec import HeadSpec, Spec
@@ -42,9 +42,7 @@ def read_config(values: Mapping[str, Any], path: Path) -> tuple[Spec, dict[str, 
     except (ValidationError, TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise RunError(f"{path}: damaged: {error}") from None
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"{path}: {place}: {first['msg']}") from None
+        raise RunError(f"{path}: {one_line(error)}") from None
 
 
 def extension(family: Family, config: Mapping[str, Any], model: Model) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nalanda.base.errors import RunError
+from nalanda.base.progress import unsaid
 from nalanda.models.family import Family
 from nalanda.models.rows import Source, fused_sizes, parts, regex
 from nalanda.models.weights import Weights
@@ -26,17 +27,13 @@ _LEGACY = {".gamma": ".weight", ".beta": ".bias"}
 """What TensorFlow called a norm's weight and bias; early BERT checkpoints still do."""
 
 
-def _silent(text: str) -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class Policy:
     """What may differ between checkpoint and model. `new`: heads that are initialized where they are missing."""
 
     new: Collection[str] = ()
     ignore: Sequence[str] = ()
-    note: Callable[[str], None] = _silent
+    note: Callable[[str], None] = unsaid
     family: Family | None = None
 
 

@@ -16,12 +16,8 @@ from typing import Any
 
 from nalanda.base import io
 from nalanda.base.errors import DataError, RunError
-from nalanda.base.progress import ProgressFactory, silent
+from nalanda.base.progress import ProgressFactory, silent, unsaid
 from nalanda.base.run import Run, fingerprint_of
-
-
-def _quiet(text: str) -> None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class Context:
     """How a stage speaks to its user: progress bars and single lines."""
 
     progress: ProgressFactory = silent
-    note: Callable[[str], None] = _quiet
+    note: Callable[[str], None] = unsaid
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 
 from nalanda.base import seeds
 from nalanda.base.errors import DataError, RunError
+from nalanda.base.progress import unsaid
 from nalanda.generate.prompting import Prompting, beyond, in_texts
 from nalanda.models.exchange import load_model, open_checkpoint
 from nalanda.models.extend import extended
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
     from nalanda.stages.train import TrainStage
 
 
-def build_model(
-    config: TrainStage, tokenizer: Tokenizer, note: Callable[[str], None] = lambda text: None
-) -> Model:
+def build_model(config: TrainStage, tokenizer: Tokenizer, note: Callable[[str], None] = unsaid) -> Model:
     """A new model, its weights a function of the seed; or the one at a place, checked against tokenizer, data and
     objective. What is initialized or left out of a model at a place is said to `note`.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nalanda.base.errors import DataError, RunError
+from nalanda.base.progress import unsaid
 from nalanda.config import override, parse
 from nalanda.generate.decode import generate as decode
 from nalanda.generate.options import DecodeConfig
@@ -29,12 +30,8 @@ class Opened:
     prompting: Prompting
 
 
-def _silent(text: str) -> None:
-    return None
-
-
 def open_model(
-    place: Path, heads: Mapping[str, HeadSpec] | None = None, note: Callable[[str], None] = _silent
+    place: Path, heads: Mapping[str, HeadSpec] | None = None, note: Callable[[str], None] = unsaid
 ) -> Opened:
     """The model of a run, a stage, a folder, a GGUF file or a name on the hub.
 
