@@ -9,7 +9,7 @@ A model trained on short texts reads longer ones when its rotations are slowed d
 
     linear     all by one factor (Chen et al. 2023)
     ntk        the base is raised, so that fast rotations stay and slow ones slow down by the factor
-    dynamic    ntk with a factor that grows with the text, 1 up to the trained length
+    dynamic    ntk with a factor that grows with the document, 1 up to the trained length
     yarn       slow rotations by the factor, fast ones not, a ramp between; scores sharpened (Peng et al. 2023)
     llama3     the same idea with thresholds by wavelength (Llama 3.1)
     longrope   a factor for each rotation, one set for short texts, one for long (Ding et al. 2024)
@@ -52,7 +52,7 @@ class NtkScaling(Config):
 
 
 class DynamicScaling(Config):
-    """ntk whose factor is 1 up to `original_length` places and grows with the longest text of the call."""
+    """ntk whose factor is 1 up to `original_length` places and grows with the document beyond."""
 
     kind: Literal["dynamic"] = "dynamic"
     factor: float = Field(gt=0)
@@ -160,6 +160,18 @@ def plain_frequencies(theta: float, dim: int) -> Tensor:
     return 1.0 / theta ** (torch.arange(0, dim, 2, device="cpu").float() / dim)
 
 
+def document_lengths(positions_BT: Tensor) -> Tensor:
+    """B x T: how many places the document of each place has, as far as the row shows it.
+
+    A document is a run of positions that count up by one.
+    """
+    starts_BT = torch.ones_like(positions_BT, dtype=torch.int64)
+    starts_BT[:, 1:] = positions_BT[:, 1:] != positions_BT[:, :-1] + 1
+    document_BT = starts_BT.cumsum(1) - 1
+    last_BT = torch.zeros_like(document_BT).scatter_reduce(1, document_BT, positions_BT.long(), "amax")
+    return last_BT.gather(1, document_BT) + 1
+
+
 class Rotary(nn.Module):
     """The tables of one RotarySpec for heads of `dim` dimensions. Raises ValueError where the two do not fit."""
 
@@ -174,15 +186,20 @@ class Rotary(nn.Module):
 
     def forward(self, positions_BT: Tensor, dtype: torch.dtype) -> Tables:
         """Cosines and sines, each (B or 1, T, 1, K/2); angles are taken in fp32, then rounded to `dtype`."""
-        frequency_K = self.frequency_K
-        if self.by_length and positions_BT.numel():
-            longest = int(positions_BT.max()) + 1
-            frequency_K = self._frequencies(longest).to(frequency_K)
-        angle = positions_BT.to(frequency_K.dtype)[:, :, None, None] * frequency_K
+        frequency = self._by_length(positions_BT) if self.by_length else self.frequency_K
+        angle = positions_BT.to(frequency.dtype)[:, :, None, None] * frequency
         cos, sin = angle.cos(), angle.sin()
         if self.magnitude != 1.0:
             cos, sin = cos * self.magnitude, sin * self.magnitude
         return cos.to(dtype), sin.to(dtype)
+
+    def _by_length(self, positions_BT: Tensor) -> Tensor:
+        """(B or 1, T, 1, K/2): each document turns by its own length, whatever else is in the batch."""
+        different, place_BT = document_lengths(positions_BT).unique(return_inverse=True)
+        table_UK = torch.stack(
+            [self._frequencies(length) for length in different.tolist()] or [self.frequency_K]
+        )
+        return table_UK.to(self.frequency_K)[place_BT][:, :, None]
 
     def _frequencies(self, length: int | None) -> Tensor:
         scaling = self.spec.scaling

@@ -132,18 +132,38 @@ def test_ntk(dim: int, theta: float, factor: float) -> None:
     torch.testing.assert_close(ratio.double(), expected, rtol=RELATIVE, atol=0)
 
 
-def test_tables_follow_the_longest_text_and_the_magnitude() -> None:
+def test_tables_follow_the_lengths_of_texts_and_the_magnitude() -> None:
     positions = torch.tensor([[0, 1, 2], [7, 8, 9]])
     dynamic = Rotary(RotarySpec(scaling=DynamicScaling(factor=2.0, original_length=4)), 8)
-    cos, sin = dynamic(positions, torch.float32)
-    frequency = DynamicScaling(factor=2.0, original_length=4).frequencies(10_000.0, 8, 10).float()
-    torch.testing.assert_close(cos, (positions[:, :, None, None] * frequency).cos())
-    torch.testing.assert_close(sin, (positions[:, :, None, None] * frequency).sin())
-    short = dynamic(positions[:1], torch.float32)[0]
-    torch.testing.assert_close(
-        short, (positions[:1, :, None, None] * plain_frequencies(10_000.0, 8).float()).cos()
-    )
+    tables = dynamic(positions, torch.float32)
+    grown = DynamicScaling(factor=2.0, original_length=4).frequencies(10_000.0, 8, 10)
+    for row, frequency in enumerate((plain_frequencies(10_000.0, 8), grown)):
+        angle = positions[row, :, None, None] * frequency
+        torch.testing.assert_close(tables[0][row], angle.cos())
+        torch.testing.assert_close(tables[1][row], angle.sin())
     yarn = Rotary(RotarySpec(scaling=YarnScaling(factor=4.0, original_length=4, attention_factor=1.5)), 8)
     x = torch.randn(2, 3, 1, 8)
     turned = rotate(x, yarn(positions, torch.float32))
     torch.testing.assert_close(turned.norm(dim=-1), 1.5 * x.norm(dim=-1))
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        DynamicScaling(factor=4.0, original_length=4),
+        LongRopeScaling(short=(1.0,) * 4, long=(2.0, 3.0, 4.0, 5.0), original_length=4),
+    ],
+)
+def test_each_document_turns_by_its_own_length(scaling: RotaryScaling) -> None:
+    """Padded on the left, packed two in a row, and alone: the same tables."""
+    rotary = Rotary(RotarySpec(scaling=scaling), 8)
+    short, long = torch.arange(3)[None], torch.arange(9)[None]
+    alone = [rotary(positions, torch.float32)[0][0] for positions in (short, long)]
+    assert not torch.equal(alone[0], alone[1][:3])
+    packed = rotary(torch.cat([short, long], 1), torch.float32)[0][0]
+    assert torch.equal(packed, torch.cat(alone))
+    padded = rotary(
+        torch.cat([torch.cat([torch.zeros(1, 6, dtype=torch.int64), short], 1), long]), torch.float32
+    )
+    assert torch.equal(padded[0][0, 6:], alone[0])
+    assert torch.equal(padded[0][1], alone[1])

@@ -13,7 +13,7 @@ Sizes are tiny (SIZES), yet every part has a weight of its own and sizes that di
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -38,7 +38,7 @@ class Case:
     config: makes transformers' config. label: tells cases of one architecture apart ("yarn", "untied").
     lengths: of the texts that are read; longer ones where windows or scalings begin later.
     spread: standard deviation of the random weights. reserved: ids that no text has, besides pad, BOS, EOS and the
-    decoder's start. unmatched: check -> why it cannot hold (a reason that the table prints).
+    decoder's start.
     """
 
     family: str
@@ -48,7 +48,6 @@ class Case:
     lengths: tuple[int, ...] = (11, 6, 8)
     spread: float = 0.2
     reserved: frozenset[int] = frozenset()
-    unmatched: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -23,7 +23,6 @@ def scaled(kind: str, theta: float = 500.0, **values: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **values}}
 
 
-BY_LENGTH = "its rotations hang on the longest text of the batch, in transformers too"
 LONG = (31, 17, 26)
 """Texts longer than the positions that the scalings say the network was trained with."""
 SCALINGS = {
@@ -64,10 +63,7 @@ CASES = (
         "smollm2",
     ),
     *(
-        Case(
-            "llama", "LlamaForCausalLM", config(num_key_value_heads=2, **values), label, LONG,
-            unmatched=dict.fromkeys(("padded", "packed"), BY_LENGTH) if label == "dynamic" else {},
-        )
+        Case("llama", "LlamaForCausalLM", config(num_key_value_heads=2, **values), label, LONG)
         for label, values in SCALINGS.items()
     ),
     *each("llama", HEADS, config(num_key_value_heads=2, pad_token_id=0)),

@@ -9,7 +9,7 @@ meaning for the case (beam search for an encoder).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,22 @@ def padded(pair: Pair, folder: Path) -> float:
 
 
 def _cached(pair: Pair, alone: list[Tensor]) -> float:
-    """Left padding, a prompt, then two steps of one token."""
-    batch = pair.batch(pair.texts, "left")
+    """Left padding, a prompt, then two steps of one token.
+
+    Where rotations grow with the text, keys in a cache keep those of their time, in transformers too: then each text
+    is held against itself cached alone.
+    """
+    whole, segments = _in_steps(pair, pair.texts)
+    if _grows(pair):
+        alone = [_in_steps(pair, [text])[0] for text in pair.texts]
+    return max(
+        float((whole[row][segments[row] > 0] - value[0]).abs().max()) for row, value in enumerate(alone)
+    )
+
+
+def _in_steps(pair: Pair, texts: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Hidden states of texts padded on the left, all but the last two tokens at once; and the segments."""
+    batch = pair.batch(texts, "left")
     ids, segments = batch["ids"], batch["segments"]
     cache, end = Cache(ids.shape[1]), ids.shape[1] - 2
     steps = [(0, end), (end, end + 1), (end + 1, end + 2)]
@@ -125,10 +139,7 @@ def _cached(pair: Pair, alone: list[Tensor]) -> float:
         pair.ours.transformer(ids[:, one:two], segments[:, one:two], cache=cache).hidden_BTD
         for one, two in steps
     ]
-    whole = torch.cat(seen, dim=1)
-    return max(
-        float((whole[row][segments[row] > 0] - value[0]).abs().max()) for row, value in enumerate(alone)
-    )
+    return torch.cat(seen, dim=1), segments
 
 
 @torch.no_grad()
@@ -160,10 +171,16 @@ class _Numbers:
         return " ".join(map(str, ids))
 
 
-def _generate(pair: Pair, numbers: _Numbers, length: int, **options: Any) -> Any:
-    """Theirs, from the pair's texts, in one batch."""
+def _grows(pair: Pair) -> bool:
+    """Whether rotations depend on the length: of each document in ours, of the longest of the batch in theirs."""
+    decoder = pair.ours.transformer.decoder
+    return decoder is not None and any(rotary.by_length for rotary in decoder.rotaries)
+
+
+def _generate(pair: Pair, numbers: _Numbers, length: int, texts: Sequence[Any], **options: Any) -> Any:
+    """Theirs, from `texts`, in one batch."""
     side = "right" if pair.both else "left"
-    batch = pair.batch(pair.texts, side)
+    batch = pair.batch(texts, side)
     prefix = "source_" if pair.both else ""
     pair.theirs.generation_config = transformers.GenerationConfig(
         do_sample=False,
@@ -195,7 +212,9 @@ def greedy(pair: Pair, folder: Path) -> float | None:
     )
     config = DecodeConfig(max_length=GREEDY, min_length=GREEDY)
     ours = generate(pair.ours, [text.ids for text in pair.texts], numbers, config)
-    theirs = _generate(pair, numbers, GREEDY, min_new_tokens=GREEDY).sequences[:, -GREEDY:]
+    batches = [[text] for text in pair.texts] if _grows(pair) else [pair.texts]
+    found = [_generate(pair, numbers, GREEDY, texts, min_new_tokens=GREEDY).sequences for texts in batches]
+    theirs = torch.cat([sequences[:, -GREEDY:] for sequences in found])
     mine = torch.tensor([generation.ids for generation in ours])
     if mine.shape != theirs.shape:
         raise Broken(f"{tuple(mine.shape)} tokens of ours, {tuple(theirs.shape)} of theirs")
@@ -220,7 +239,7 @@ def beam(pair: Pair, folder: Path) -> float | None:
     if not (_writes(pair) and pair.both):
         return None
     numbers = _Numbers(pair, _an_end(pair))
-    found = _generate(pair, numbers, BEAM, num_beams=4, num_return_sequences=4, length_penalty=1.0,
+    found = _generate(pair, numbers, BEAM, pair.texts, num_beams=4, num_return_sequences=4, length_penalty=1.0,
                       early_stopping="never").sequences.tolist()  # fmt: skip
     ends = [row.index(numbers.eos, 1) + 1 if numbers.eos in row[1:] else len(row) for row in found]
     kept = [row[1:end] for row, end in zip(found, ends)]

@@ -101,15 +101,10 @@ def measure() -> str:
 
     worst: dict[str, dict[str, float]] = {}
     rows: list[Sequence[str]] = []
-    notes: dict[str, None] = {}
     broken = 0
     for case in CASES:
         cells: list[str] = []
         for name, check in CHECKS.items():
-            if name in case.unmatched:
-                notes.setdefault(case.unmatched[name])
-                cells.append(f"[{list(notes).index(case.unmatched[name]) + 1}]")
-                continue
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     found = check.measure(pair_of(case), Path(folder))
@@ -137,7 +132,6 @@ def measure() -> str:
         (f"**{family}**", *(number(name, found.get(name)) for name in CHECKS))
         for family, found in worst.items()
     ]
-    listed = "\n".join(f"{count}. {reason}" for count, reason in enumerate(notes, 1))
     return "\n\n".join(
         (
             f"{len(CASES)} networks of {len(worst)} families; {machine()}. "
@@ -146,7 +140,6 @@ def measure() -> str:
             "<details><summary>Every network</summary>",
             table(["family", "network", *headings], rows),
             "</details>",
-            f"What cannot match:\n\n{listed}" if notes else "Everything matches.",
         )
     )
 
