@@ -21,9 +21,10 @@ from nalanda.base.progress import ProgressFactory, silent
 from nalanda.generate.batching import check_prompts, check_tokenizer, evaluating, in_lanes, plan
 from nalanda.generate.engine import Session
 from nalanda.generate.options import DecodeConfig, Generation, Vocabulary
+from nalanda.generate.prompting import Prompting, Source
 from nalanda.nn.model import Model
 
-__all__ = ["DecodeConfig", "Generation", "generate", "stream"]
+__all__ = ["DecodeConfig", "Generation", "generate", "stream", "transduce"]
 
 
 def generate(
@@ -77,6 +78,26 @@ def generate(
             results.update(zip(batch, found))
             bar.update(len(batch))
     return [results[i] for i in range(len(prompts))]
+
+
+def transduce(
+    model: Model,
+    sources: Sequence[Source],
+    prompting: Prompting,
+    config: DecodeConfig,
+    *,
+    progress: ProgressFactory = silent,
+) -> list[Generation]:
+    """What a model writes for each source, an encoder-decoder's decoder started as the source says; see `generate`."""
+    return generate(
+        model,
+        [source.ids for source in sources],
+        prompting,
+        config,
+        starts=[source.start for source in sources],
+        forced=[source.forced for source in sources],
+        progress=progress,
+    )
 
 
 def _seed(config: DecodeConfig, request: int) -> int:

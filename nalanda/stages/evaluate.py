@@ -21,7 +21,7 @@ from nalanda.evaluate.baselines import NAMES, Pair, Query, translate_all
 from nalanda.evaluate.rows import Translation
 from nalanda.evaluate.scoring import Settings
 from nalanda.evaluate.translation import compare, evaluate_translations
-from nalanda.generate.decode import generate
+from nalanda.generate.decode import transduce
 from nalanda.generate.options import DecodeConfig
 from nalanda.generate.prompting import ENGLISH
 from nalanda.generate.scoring import log_probabilities
@@ -174,21 +174,12 @@ def translate(
     check_translator(opened.model, place)
     prompting, tokenizer = opened.prompting, opened.tokenizer
     sources = [prompting.source(d.text, d.target_language, d.language or ENGLISH) for d in rows]
-    prompts = [source.ids for source in sources]
-    starts, forced = [source.start for source in sources], [source.forced for source in sources]
-    found = generate(
-        opened.model,
-        prompts,
-        prompting,
-        config.decoding,
-        starts=starts,
-        forced=forced,
-        progress=context.progress,
-    )
+    found = transduce(opened.model, sources, prompting, config.decoding, progress=context.progress)
     if not config.likelihood:
         return [_row(d, g.text) for d, g in zip(rows, found)]
     written = tokenizer.target.encode_batch([d.target or "" for d in rows])
-    first = [[] if token is None else [token] for token in forced]
+    prompts, starts = [source.ids for source in sources], [source.start for source in sources]
+    first = [[] if source.forced is None else [source.forced] for source in sources]
     targets = [[*tag, *ids, prompting.eos] for tag, ids in zip(first, written)]
     scored = log_probabilities(opened.model, prompts, targets, bos=starts, progress=context.progress)
     likelihoods = [row[len(tag) :] for row, tag in zip(scored, first)]  # a tag that is given is not predicted

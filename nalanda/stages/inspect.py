@@ -13,7 +13,7 @@ from nalanda.base.errors import DataError
 from nalanda.base.io import write_text
 from nalanda.evaluate.inspect_page import page
 from nalanda.evaluate.inspection import Limits, Reading, inspect
-from nalanda.generate.decode import generate
+from nalanda.generate.decode import transduce
 from nalanda.generate.options import DecodeConfig
 from nalanda.generate.prompting import ENGLISH, Prompting, Source
 from nalanda.nn.model import Model
@@ -103,8 +103,7 @@ def _continued(model: Model, prompting: Prompting, prompt: Source, start: list[i
         )
     config = DecodeConfig(kind="greedy", max_length=count + (prompt.forced is not None))
     both = model.transformer.both
-    starts, forced = ([prompt.start], [prompt.forced]) if both else (None, None)
-    written = generate(model, [prompt.ids], prompting, config, starts=starts, forced=forced)[0]
+    written = transduce(model, [prompt], prompting, config)[0]
     source = tuple(prompt.ids) if both else ()
     after = prompting.eos if written.finish == "eos" else None
     return Reading((*start, *written.ids), source, generated=len(written.ids), after=after)

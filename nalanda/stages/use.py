@@ -10,8 +10,9 @@ from nalanda.base.errors import DataError, RunError
 from nalanda.base.progress import unsaid
 from nalanda.config import override, parse
 from nalanda.generate.decode import generate as decode
+from nalanda.generate.decode import transduce
 from nalanda.generate.options import DecodeConfig
-from nalanda.generate.prompting import ENGLISH, Prompting, Source, beyond
+from nalanda.generate.prompting import ENGLISH, Prompting, beyond
 from nalanda.models.exchange import load_model
 from nalanda.nn.model import Model
 from nalanda.nn.spec import HeadSpec
@@ -85,13 +86,6 @@ def _languages(codes: list[str], tokenizer: Tokenizer) -> list[str | None]:
     return list(found)
 
 
-def _transduce(opened: Opened, sources: list[Source], config: DecodeConfig) -> list[str]:
-    starts, forced = [source.start for source in sources], [source.forced for source in sources]
-    prompts = [source.ids for source in sources]
-    found = decode(opened.model, prompts, opened.prompting, config, starts=starts, forced=forced)
-    return [generation.text for generation in found]
-
-
 def translate(
     place: Path, texts: list[str], to: list[str], assignments: list[str], of: str = ENGLISH
 ) -> Iterator[str]:
@@ -102,9 +96,9 @@ def translate(
     config = options(DecodeConfig(kind="beam", beams=4), assignments)
     wanted = [(text, code) for text in texts for code in codes]
     sources = [opened.prompting.source(text, code, of) for text, code in wanted if text.strip()]
-    results = iter(_transduce(opened, sources, config) if sources else [])
+    results = iter(transduce(opened.model, sources, opened.prompting, config) if sources else [])
     for text, code in wanted:
-        line = next(results).replace("\n", " ") if text.strip() else ""
+        line = next(results).text.replace("\n", " ") if text.strip() else ""
         yield line if len(codes) == 1 else f"{code}\t{line}"
 
 
@@ -141,7 +135,11 @@ def chat(
         code = _languages([to] if to else [], opened.tokenizer)[0]
         config = options(DecodeConfig(kind="beam", beams=4), assignments)
         while (line := ask()) is not None:
-            say(_transduce(opened, [opened.prompting.source(line, code)], config)[0])
+            say(
+                transduce(opened.model, [opened.prompting.source(line, code)], opened.prompting, config)[
+                    0
+                ].text
+            )
     elif opened.tokenizer.chat_template is not None:
         _converse(opened, assignments, ask, say)
     else:

@@ -13,7 +13,7 @@ from pydantic import Field
 from nalanda.base.errors import DataError
 from nalanda.config import Config
 from nalanda.corpus.document import Document
-from nalanda.generate.decode import generate
+from nalanda.generate.decode import generate, transduce
 from nalanda.generate.options import DecodeConfig
 from nalanda.generate.prompting import ENGLISH, Prompting
 from nalanda.metrics.overlap import chrf
@@ -51,10 +51,7 @@ class Translations(Hook):
 
     def translate(self, model: Model) -> dict[str, Any]:
         """The score of all rows and the first ones in full."""
-        prompts = [source.ids for source in self.sources]
-        starts, forced = [s.start for s in self.sources], [s.forced for s in self.sources]
-        results = generate(model, prompts, self.prompting, self.decoding, starts=starts, forced=forced)
-        found = [result.text for result in results]
+        found = [result.text for result in transduce(model, self.sources, self.prompting, self.decoding)]
         score = chrf(found, [row.target or "" for row in self.rows])
         samples = [
             {"source": row.text, "reference": row.target, "hypothesis": text}

@@ -62,7 +62,7 @@ PUBLIC = {
     "nalanda.data.source": ["Bucketed", "Collator", "DataConfig", "Source", "TextConfig", "to_batch"],
     "nalanda.data.batch": ["Batch", "check", "move", "tensors", "trained_tokens"],
     "nalanda.objectives.loss": ["HeadedModel", "Loss", "Objective", "add_counts"],
-    "nalanda.generate.decode": ["generate", "settled", "stream"],
+    "nalanda.generate.decode": ["generate", "settled", "stream", "transduce"],
     "nalanda.tokenizer.tokenizer": ["Tokenizer", "special_tokens"],
     "nalanda.stages.stage": ["Context", "Stage", "fingerprint_input"],
     "nalanda.generate.prompting": ["Frame", "Prompting", "Source", "beyond", "in_texts"],
