@@ -88,7 +88,7 @@ def transduce(
     *,
     progress: ProgressFactory = silent,
 ) -> list[Generation]:
-    """What a model writes for each source, an encoder-decoder's decoder started as the source says; see `generate`."""
+    """What a model writes for each source, a decoder beside an encoder started as the source says; see `generate`."""
     return generate(
         model,
         [source.ids for source in sources],
