@@ -39,8 +39,9 @@ from nalanda.stages.starting import build_model, check_length, data_tokenizer, i
 from nalanda.stages.watch import SamplesConfig, Translations, TranslationsConfig, continuations
 from nalanda.tokenizer.tokenizer import Tokenizer
 from nalanda.train.checkpoint import CheckpointConfig
+from nalanda.train.config import LoopConfig
 from nalanda.train.hooks import Evaluation, EvaluationConfig, Hook, TensorBoard
-from nalanda.train.loop import LoopConfig, fit
+from nalanda.train.loop import fit
 from nalanda.train.schedule import BudgetConfig
 
 

@@ -22,76 +22,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 
-from nalanda.base import io
-from nalanda.base.errors import Interrupted, RunError
+from nalanda.base.errors import Interrupted
 from nalanda.base.progress import Progress, ProgressFactory, silent
-from nalanda.config import Config
 from nalanda.data.batch import Batch
 from nalanda.data.loader import Loader
 from nalanda.data.source import Source
 from nalanda.objectives.loss import Objective
-from nalanda.train.average import Average, EmaConfig
-from nalanda.train.checkpoint import (
-    CheckpointConfig,
-    Checkpoints,
-    Snapshot,
-    read_snapshot,
-    restore_weights,
-    under,
-    weights_of,
-)
-from nalanda.train.compile import Mode, compiled, decide
+from nalanda.train.average import Average
+from nalanda.train.checkpoint import Checkpoints, read_snapshot
+from nalanda.train.compile import compiled, decide
+from nalanda.train.config import LoopConfig
 from nalanda.train.hooks import Hook, Moment
 from nalanda.train.interrupt import Interruption
 from nalanda.train.lanes import Lanes, lanes_for
-from nalanda.train.optimizer import AdamWConfig, Optimizer, OptimizerConfig
-from nalanda.train.precision import Precision, resolve
-from nalanda.train.schedule import Budget, BudgetConfig, ScheduleConfig
+from nalanda.train.optimizer import Optimizer
+from nalanda.train.precision import resolve
+from nalanda.train.schedule import Budget, BudgetConfig
+from nalanda.train.state import adopt, environment, snapshot_of
 from nalanda.train.step import accumulate, check_gradient
 from nalanda.train.window import Window
 
 Row = dict[str, Any]
-
-
-class LoopConfig(Config):
-    """How to train.
-
-    clip: largest norm of the whole gradient, None for no limit. log_every: optimizer steps between rows of
-    metrics.jsonl. compile: torch.compile; `auto` uses it for long runs. deterministic: only operations with a fixed
-    order of additions. workers: threads that prepare batches, 0 for none.
-    """
-
-    seed: int = 0
-    budget: BudgetConfig
-    optimizer: OptimizerConfig = AdamWConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    precision: Precision = "auto"
-    clip: float | None = Field(default=1.0, gt=0)
-    ema: EmaConfig | None = None
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log_every: int = Field(default=10, gt=0)
-    compile: Mode = "auto"
-    deterministic: bool = True
-    workers: int = Field(default=1, ge=0)
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> LoopConfig:
-        self.schedule.in_shares(self.budget)
-        return self
-
-    def identity(self) -> Row:
-        """The loop's own fields that decide the weights: a checkpoint of others does not belong to this run.
-
-        A subclass's fields (where data lies, what a card says) and the place of `budget.replay` do not count: data,
-        model, objective and the replayed positions are compared by what they hold.
-        """
-        own = set(LoopConfig.model_fields) - {"checkpoint", "log_every", "workers", "compile"}
-        values = self.model_dump(mode="json", include=own)
-        values["budget"].pop("replay")
-        return values
 
 
 def default_device() -> torch.device:
@@ -192,71 +145,13 @@ class Trainer:
         if snapshot is None:
             self.rewind(-1)
         else:
-            self._adopt(snapshot)
+            adopt(self, snapshot)
             self.checkpoints.remove_after(snapshot.step)
             self.rewind(snapshot.step)
         for line in damaged:
-            self._note(f"{line}; going on from step {self.budget.step}")
+            self.note(f"{line}; going on from step {self.budget.step}")
         if self.decision.note:
-            self._note(self.decision.note)
-
-    def _adopt(self, snapshot: Snapshot) -> None:
-        origin = str(self.checkpoints.path(snapshot.step))
-        self._check_identity(snapshot.state["identity"], origin)
-        restore_weights(self.model, snapshot.model, snapshot.ties, origin)
-        self.optimizer.load(snapshot.optimizer)
-        extra = snapshot.extra
-        self.budget.load(snapshot.state["budget"], extra["positions"].tolist())
-        if self.average is not None:
-            self.average.load(under("average/", extra))
-        for hook in self.hooks:
-            known = snapshot.state["hooks"].get(hook.name)
-            if known is not None:
-                hook.load(known, under(f"hooks/{hook.name}/", extra), snapshot.step)
-        self.window = Window(**snapshot.state["window"])
-        self.stopped = snapshot.state["stopped"]
-        for key, now in self._environment().items():
-            then = snapshot.state["environment"].get(key)
-            if then != now:
-                self._note(
-                    f"{key} was {then} and is {now}: from here on, losses may differ in their last bits"
-                )
-
-    def _identity(self) -> Row:
-        weights, _ = weights_of(self.model)
-        spec = getattr(self.model, "spec", None)
-        config = (
-            self.objective.to_dict() if isinstance(self.objective, Config) else repr(type(self.objective))
-        )
-        return {
-            "training config": io.fingerprint([self.config.identity(), self.budget.replayed]),
-            "objective": io.fingerprint(config),
-            "model": io.fingerprint(
-                [
-                    {name: list(value.shape) for name, value in weights.items()},
-                    spec.to_dict() if isinstance(spec, Config) else None,
-                ]
-            ),
-            "source of data": self.source.fingerprint,
-        }
-
-    def _check_identity(self, known: Row, origin: str) -> None:
-        for what, value in self._identity().items():
-            if known.get(what) != value:
-                raise RunError(f"{origin}: made with another {what}; use the same one, or another run folder")
-
-    def _environment(self) -> Row:
-        return {
-            "torch": torch.__version__,
-            "threads": self.lanes.threads,
-            "instruction set": torch.backends.cpu.get_cpu_capability(),
-            "device": torch.cuda.get_device_name(self.device)
-            if self.device.type == "cuda"
-            else self.device.type,
-            "precision": self.precision,
-            "compiled": self.decision.compiled,
-            "lanes": self.lanes.count,
-        }
+            self.note(self.decision.note)
 
     # -- run -------------------------------------------------------------------------------------------------------
 
@@ -348,27 +243,14 @@ class Trainer:
         for hook in self.hooks:
             hook.logged(row)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Keeps a line for the user, in metrics.jsonl and in the result."""
         self.notes.append(text)
         self._log({"step": self.budget.step, "note": text})
 
     def save(self) -> None:
         """Writes a checkpoint of this moment."""
-        weights, ties = weights_of(self.model)
-        extra = {"positions": torch.tensor(self.budget.positions, dtype=torch.float64)}
-        if self.average is not None:
-            extra |= {f"average/{name}": value for name, value in self.average.state().items()}
-        for hook in self.hooks:
-            extra |= {f"hooks/{hook.name}/{name}": value for name, value in hook.tensors().items()}
-        state = {
-            "identity": self._identity(),
-            "environment": self._environment(),
-            "budget": self.budget.state(),
-            "window": self.window.state(),
-            "hooks": {hook.name: hook.state() for hook in self.hooks},
-            "stopped": self.stopped,
-        }
-        self.checkpoints.save(Snapshot(self.budget.step, weights, self.optimizer.state(), extra, state, ties))
+        self.checkpoints.save(snapshot_of(self))
 
     # -- finish ----------------------------------------------------------------------------------------------------
 
@@ -380,7 +262,7 @@ class Trainer:
             "steps": self.budget.step,
             "training_seconds": round(self.budget.seconds, 3),
             **self.window.totals(),
-            **self._environment(),
+            **environment(self),
             "parameters": sum(weight.numel() for weight in self.optimizer.parameters),
             "stopped": self.stopped or "budget spent",
             "notes": self.notes,

@@ -39,8 +39,9 @@ from nalanda.nn.spec import (
     TokensHeadSpec,
 )
 from nalanda.objectives.tokens import TokensConfig
+from nalanda.train.config import LoopConfig
 from nalanda.train.hooks import Evaluation, EvaluationConfig
-from nalanda.train.loop import LoopConfig, fit
+from nalanda.train.loop import fit
 
 VOCABULARY = 31
 LOOP: dict[str, Any] = {

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from nalanda.base.seeds import derive
 from nalanda.data.batch import Batch
 from nalanda.objectives.tokens import TokensConfig
-from nalanda.train.loop import LoopConfig, fit
+from nalanda.train.config import LoopConfig
+from nalanda.train.loop import fit
 
 VOCABULARY, HIDDEN = 13, 8
 

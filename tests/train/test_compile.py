@@ -11,8 +11,8 @@ from nalanda.config import parse
 from nalanda.objectives.tokens import TokensConfig
 from nalanda.train import compile as compiling
 from nalanda.train.compile import Decision, decide
+from nalanda.train.config import LoopConfig
 from nalanda.train.hooks import Evaluation, EvaluationConfig, Hook, Moment
-from nalanda.train.loop import LoopConfig
 from nalanda.train.schedule import BudgetConfig
 
 SHORT, LONG = BudgetConfig(steps=100), BudgetConfig(minutes=60)

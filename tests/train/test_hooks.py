@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from nalanda.config import parse
+from nalanda.train.config import LoopConfig
 from nalanda.train.hooks import TensorBoard
-from nalanda.train.loop import LoopConfig
 
 
 def test_tensorboard_gets_every_number(folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ from nalanda.nn.model import Model
 from nalanda.nn.spec import TokensHeadSpec
 from nalanda.objectives.experts import ExpertsConfig
 from nalanda.objectives.tokens import TokensConfig
+from nalanda.train.config import LoopConfig
 from nalanda.train.hooks import Evaluation, EvaluationConfig, Hook, Moment
 from nalanda.train.hooks_moe import ExpertBias
-from nalanda.train.loop import LoopConfig
 from nalanda.train.muon import orthogonalize, update_scale
 from nalanda.train.optimizer import MuonConfig, Optimizer
 

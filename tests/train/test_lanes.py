@@ -15,9 +15,9 @@ from nalanda.models.plain import ModelConfig, build_spec
 from nalanda.nn.model import Model
 from nalanda.nn.spec import TokensHeadSpec
 from nalanda.objectives.tokens import TokensConfig
+from nalanda.train.config import LoopConfig
 from nalanda.train.hooks import Hook, Moment
 from nalanda.train.lanes import Lanes, lanes_for, split
-from nalanda.train.loop import LoopConfig
 from nalanda.train.optimizer import MuonConfig, Optimizer
 from nalanda.train.precision import autocast
 from nalanda.train.step import accumulate

@@ -16,8 +16,8 @@ from nalanda.base.errors import Interrupted, RunError
 from nalanda.config import ConfigError, parse
 from nalanda.objectives.next_sentence import MlmNextSentenceConfig
 from nalanda.objectives.tokens import TokensConfig
+from nalanda.train.config import LoopConfig
 from nalanda.train.hooks import Evaluation, EvaluationConfig, Hook, Moment, Sampling, evaluate
-from nalanda.train.loop import LoopConfig
 from nalanda.train.optimizer import MuonConfig
 from nalanda.train.precision import resolve
 from nalanda.train.schedule import BudgetConfig

@@ -137,7 +137,7 @@ def test_fused_rows_are_read_from_modules() -> None:
 
 
 def test_muon_learns_and_leaves_embeddings_and_vectors_to_adam(toy: Any, folder: Any) -> None:
-    from nalanda.train.loop import LoopConfig
+    from nalanda.train.config import LoopConfig
 
     model = toy()
     optimizer = Optimizer(MuonConfig(), model)

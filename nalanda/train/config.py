@@ -1,0 +1,56 @@
+"""How a model is trained: every setting of the loop.
+
+config = LoopConfig(budget=BudgetConfig(steps=1000), optimizer=MuonConfig(lr=1e-3), precision="bf16")
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from nalanda.config import Config
+from nalanda.train.average import EmaConfig
+from nalanda.train.checkpoint import CheckpointConfig
+from nalanda.train.compile import Mode
+from nalanda.train.optimizer import AdamWConfig, OptimizerConfig
+from nalanda.train.precision import Precision
+from nalanda.train.schedule import BudgetConfig, ScheduleConfig
+
+
+class LoopConfig(Config):
+    """How to train.
+
+    clip: largest norm of the whole gradient, None for no limit. log_every: optimizer steps between rows of
+    metrics.jsonl. compile: torch.compile; `auto` uses it for long runs. deterministic: only operations with a fixed
+    order of additions. workers: threads that prepare batches, 0 for none.
+    """
+
+    seed: int = 0
+    budget: BudgetConfig
+    optimizer: OptimizerConfig = AdamWConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    precision: Precision = "auto"
+    clip: float | None = Field(default=1.0, gt=0)
+    ema: EmaConfig | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every: int = Field(default=10, gt=0)
+    compile: Mode = "auto"
+    deterministic: bool = True
+    workers: int = Field(default=1, ge=0)
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> LoopConfig:
+        self.schedule.in_shares(self.budget)
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The loop's own fields that decide the weights: a checkpoint of others does not belong to this run.
+
+        A subclass's fields (where data lies, what a card says) and the place of `budget.replay` do not count: data,
+        model, objective and the replayed positions are compared by what they hold.
+        """
+        own = set(LoopConfig.model_fields) - {"checkpoint", "log_every", "workers", "compile"}
+        values = self.model_dump(mode="json", include=own)
+        values["budget"].pop("replay")
+        return values
