@@ -49,7 +49,7 @@ def extension(family: Family, config: Mapping[str, Any], model: Model) -> dict[s
     """What the family's config.json cannot say of `model`: other heads, and values that only training reads."""
     words: dict[str, Any] = {}
     shape, read = Shape.of(model.spec), family.shape(config)
-    training = {key: getattr(shape, key) for key in sorted(TRAINING)}
+    training = {key: getattr(shape, key) for key in sorted(TRAINING) if getattr(shape, key) != ()}
     if any(getattr(read, key) != value for key, value in training.items()):
         words["training"] = training
     found = {

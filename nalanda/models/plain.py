@@ -5,6 +5,7 @@ model: {kind: encoder_decoder, layers: 3, hidden: 192, heads: 4, inner: 768, pos
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -21,7 +22,13 @@ from nalanda.nn.spec import (
     PositionSpec,
     Probability,
     Spec,
+    TokensHeadSpec,
+    ZeroAtStart,
 )
+
+
+def _off(value: object) -> bool:
+    return value in (None, False, (), "none")
 
 
 class MoEConfig(Config):
@@ -109,8 +116,31 @@ class ModelConfig(Config):
     scale_embeddings: bool = False
     token_types: int = Field(default=0, ge=0, description="BERT's sentence A/B embeddings: 2")
     embedding_norm: bool = False
-    init: Literal["normal", "scaled"] = "normal"
+    value_embeddings: Literal["none", "alternate", "ends", "all"] = Field(
+        default="none",
+        exclude_if=_off,
+        description="tables of token vectors mixed into attention values: one for every second layer, one for each "
+        "pair of a first and a last layer (three at most), or one for every layer",
+    )
+    first_mix: bool = Field(
+        default=False, exclude_if=_off, description="every layer may mix in what the stack began with"
+    )
+    bigrams: int | None = Field(
+        default=None,
+        gt=0,
+        exclude_if=_off,
+        description="rows of a hashed table of pairs of neighbouring tokens",
+    )
+    logit_softcap: float | None = Field(
+        default=None, gt=0, exclude_if=_off, description="logits become c tanh(logit / c)"
+    )
+    init: Literal["normal", "scaled", "mup"] = "normal"
     init_std: float = Field(default=0.02, gt=0)
+    init_zero: tuple[ZeroAtStart, ...] = Field(
+        default=(),
+        exclude_if=_off,
+        description="start at 0: ends of branches (residual), the untied head (head)",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:
@@ -120,6 +150,8 @@ class ModelConfig(Config):
             raise ValueError("cross_rotary needs kind encoder_decoder and position rotary")
         if self.moe is not None and not any(map(self.moe.covers, range(self.layers))):
             raise ValueError("moe: no layer is a mixture; lower moe.every or moe.dense")
+        if self.value_embeddings == "ends" and self.layers < 2:
+            raise ValueError("value_embeddings: 'ends' needs at least 2 layers")
         build_spec(self, vocabulary=1)
         return self
 
@@ -146,14 +178,15 @@ def build_spec(config: ModelConfig, vocabulary: int) -> Spec:
         norm=norm,
         norm_place=config.norm_place,
         dropout=config.dropout,
+        first_mix=config.first_mix,
     )
     cross = attention.model_copy(update={"rotary": rotary if config.cross_rotary else None, "window": None})
     added = "none" if config.position == "rotary" else config.position
     position = PositionSpec(kind=added, max_length=config.max_length, theta=config.theta)
     decoder_block = block.model_copy(update={"cross": cross}) if config.kind == "encoder_decoder" else block
     depth = config.decoder_layers or config.layers
-    encoder = () if config.kind == "decoder" else _layers(block, config.layers, config.moe)
-    decoder = () if config.kind == "encoder" else _layers(decoder_block, depth, config.moe)
+    encoder = () if config.kind == "decoder" else _layers(config, block, config.layers)
+    decoder = () if config.kind == "encoder" else _layers(config, decoder_block, depth)
     return Spec(
         vocabulary=vocabulary,
         hidden=config.hidden,
@@ -167,17 +200,46 @@ def build_spec(config: ModelConfig, vocabulary: int) -> Spec:
         embedding_norm=norm if config.embedding_norm else None,
         embedding_dropout=config.dropout,
         final_norm=config.norm_place == "pre",
+        bigrams=config.bigrams,
         init=config.init,
         init_std=config.init_std,
+        init_zero=config.init_zero,
     )
 
 
-def _layers(block: BlockSpec, count: int, moe: MoEConfig | None) -> tuple[BlockSpec, ...]:
-    """`count` blocks, some with experts."""
-    if moe is None or not isinstance(block.feedforward, FeedForwardSpec):
-        return (block,) * count
-    sparse = block.model_copy(update={"feedforward": moe.spec(block.feedforward)})
-    return tuple(sparse if moe.covers(layer) else block for layer in range(count))
+def token_head(config: ModelConfig) -> TokensHeadSpec:
+    """The head over the vocabulary that `config` describes."""
+    return TokensHeadSpec(softcap=config.logit_softcap)
+
+
+def _layers(config: ModelConfig, block: BlockSpec, count: int) -> tuple[BlockSpec, ...]:
+    """`count` blocks, some with experts, some with token vectors in their values."""
+    moe, blocks = config.moe, [block] * count
+    if moe is not None and isinstance(block.feedforward, FeedForwardSpec):
+        sparse = block.model_copy(update={"feedforward": moe.spec(block.feedforward)})
+        blocks = [sparse if moe.covers(layer) else block for layer in range(count)]
+    tables = _VALUE_TABLES[config.value_embeddings](count)
+    return tuple(_with_values(b, tables[layer]) if layer in tables else b for layer, b in enumerate(blocks))
+
+
+def _ends(count: int) -> dict[int, int]:
+    shared = min(3, count // 2)
+    return {layer: number for number in range(shared) for layer in (number, count - shared + number)}
+
+
+_VALUE_TABLES: dict[str, Callable[[int], dict[int, int]]] = {
+    "none": lambda count: {},
+    "alternate": lambda count: {
+        layer: number for number, layer in enumerate(range((count - 1) % 2, count, 2))
+    },
+    "ends": _ends,
+    "all": lambda count: {layer: layer for layer in range(count)},
+}
+"""The value table of each layer that has one, for a stack of so many layers."""
+
+
+def _with_values(block: BlockSpec, table: int) -> BlockSpec:
+    return block.model_copy(update={"attention": block.attention.model_copy(update={"value_table": table})})
 
 
 def _inner(config: ModelConfig) -> int:

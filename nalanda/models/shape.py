@@ -25,6 +25,7 @@ from nalanda.nn.spec import (
     PositionSpec,
     Probability,
     Spec,
+    ZeroAtStart,
 )
 
 MAX_LAYERS, MAX_WIDTH, MAX_ROWS = 10_000, 2**24, 2**28
@@ -83,8 +84,9 @@ class Shape(Config):
     dropout: Probability = 0.0
     attention_dropout: Probability = 0.0
     inner_dropout: Probability = 0.0
-    init: Literal["normal", "scaled"] = "normal"
+    init: Literal["normal", "scaled", "mup"] = "normal"
     init_std: float = Field(default=0.02, gt=0)
+    init_zero: tuple[ZeroAtStart, ...] = ()
 
     @model_validator(mode="after")
     def _table_fits(self) -> Shape:
@@ -126,6 +128,7 @@ class Shape(Config):
             final_norm=self.final_norm,
             init=self.init,
             init_std=self.init_std,
+            init_zero=tuple(z for z in self.init_zero if z != "head" or not self.tie_embeddings),
         )
 
     def _norm(self) -> NormSpec:
@@ -232,6 +235,7 @@ def _read(spec: Spec) -> Shape:
         inner_dropout=dense.dropout if dense else 0.0,
         init=spec.init,
         init_std=spec.init_std,
+        init_zero=spec.init_zero,
     )
 
 
@@ -240,7 +244,7 @@ def _read_position(position: PositionSpec) -> dict[str, Any]:
     return {"position": position.kind, **{name: getattr(position, name) for name in names}}
 
 
-TRAINING = {"dropout", "attention_dropout", "inner_dropout", "init", "init_std"}
+TRAINING = {"dropout", "attention_dropout", "inner_dropout", "init", "init_std", "init_zero"}
 """Values of a shape that only training looks at."""
 _NOT_COMPUTED = {*TRAINING, "embedding_dropout", "max_length"}
 """What a trained network computes does not hang on these; `max_length` does where there is a table."""

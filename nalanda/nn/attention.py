@@ -7,7 +7,8 @@
        `--- attend -----'  mask from mask.py       `---- attend ----'
                |  output                                  |  output
 
-Grouped queries: H query heads share G key/value heads (Ainslie et al. 2023).
+Grouped queries: H query heads share G key/value heads (Ainslie et al. 2023). Value embeddings: values become a
+learned mix of themselves and of a row that each token has in a table (Zhou et al. 2024; modded-nanogpt, 2024).
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class SelfAttention(_Attention):
         self.qkv = Linear(hidden, (self.heads + 2 * self.groups) * self.dim, spec.bias)
         rows = self.heads * self.dim, self.groups * self.dim, self.groups * self.dim
         self.fused_rows = {"qkv.weight": rows}  # for optimizers that treat each matrix by itself
+        self.value_mix = nn.Parameter(torch.tensor([0.5, 0.5])) if spec.value_table is not None else None
 
     def forward(
         self,
@@ -73,8 +75,10 @@ class SelfAttention(_Attention):
         tables: Tables | None,
         cache: LayerCache | None,
         maps: list[Tensor] | None,
+        token_values: Tensor | None = None,
     ) -> Tensor:
-        """B x T x D. `tables` turn queries and keys; `cache` takes the new keys and values; `maps` collects maps."""
+        """B x T x D. `tables` turn queries and keys; `cache` takes the new keys and values; `maps` collects maps;
+        `token_values` (B x T x G*K) are mixed into the values where the spec has a value table."""
         heads, groups = self.heads, self.groups
         qkv = self.qkv(x_BTD).unflatten(-1, (heads + 2 * groups, self.dim))
         qk, v = qkv.split([heads + groups, groups], dim=2)
@@ -84,6 +88,9 @@ class SelfAttention(_Attention):
         if tables is not None:
             qk = rotate(qk, tables)
         q, k = qk.split([heads, groups], dim=2)
+        if self.value_mix is not None and token_values is not None:
+            own, tokens = self.value_mix.to(v.dtype).unbind()
+            v = own * v + tokens * token_values.unflatten(-1, (groups, self.dim)).to(v.dtype)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(k, v)

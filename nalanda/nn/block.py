@@ -6,14 +6,17 @@
     output     x + norm(f(x))                 OLMo 2
 
 x -> self-attention -> (cross-attention, where there is an encoder) -> feed-forward; f ends in dropout.
+With `first_mix` x is first replaced by a x + b x0, x0 being what the stack began with, a and b learned from 1 and 0:
+late layers need not carry the tokens all the way up (modded-nanogpt, 2024).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from nalanda.nn.attention import CrossAttention, SelfAttention
@@ -44,6 +47,8 @@ class Shared:
     cross_maps: list[Tensor] | None
     routers: list[Tensor] | None
     choices: list[Tensor] | None
+    first_BTD: Tensor | None = None  # what the stack began with, where a block mixes it in again
+    token_values: dict[int, Tensor] = field(default_factory=dict)  # rows of the value tables, by number
 
 
 def pre(x_BTD: Tensor, norm: nn.Module, output_norm: nn.Module, dropout: nn.Module, f: SubLayer) -> Tensor:
@@ -102,13 +107,19 @@ class Block(nn.Module):
         else:
             self.feedforward = build_feedforward(spec.feedforward, hidden)
         self.sparse = isinstance(spec.feedforward, MoESpec)
+        self.first_mix = nn.Parameter(torch.tensor([1.0, 0.0])) if spec.first_mix else None
+        self.value_table = spec.attention.value_table
 
     def forward(self, x_BTD: Tensor, shared: Shared, cache: LayerCache | None) -> Tensor:
         """B x T x D."""
+        if self.first_mix is not None and shared.first_BTD is not None:
+            stream, first = self.first_mix.to(x_BTD.dtype).unbind()
+            x_BTD = stream * x_BTD + first * shared.first_BTD
 
         def attention(x: Tensor) -> Tensor:
             tables = shared.tables.get(self.rotary)
-            return self.attention(x, shared.masks[self.window], tables, cache, shared.maps)
+            values = None if self.value_table is None else shared.token_values[self.value_table]
+            return self.attention(x, shared.masks[self.window], tables, cache, shared.maps, values)
 
         x_BTD = self.residual(x_BTD, self.attention_norm, self.attention_output_norm, self.dropout, attention)
         if self.cross is not None:

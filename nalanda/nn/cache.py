@@ -64,6 +64,7 @@ class Cache:
         self._segments_BN: Tensor | None = None
         self._positions_BN: Tensor | None = None
         self._next_B: Tensor | None = None
+        self._last_B: Tensor | None = None
 
     def layer(self, index: int) -> LayerCache:
         """The cache of block `index`, made when first asked for."""
@@ -106,6 +107,19 @@ class Cache:
             return new, new
         return new, Places(None if self.plain else self._segments_BN[:, :end], self._positions_BN[:, :end])
 
+    def follow(self, ids_BT: Tensor, before_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
+        """`before_BT`, the token before each of the new ones and -1 where none is among them, with each row's last
+        token of earlier calls in front of its first new one; remembers the last ones."""
+        real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if segments_BT is None else segments_BT > 0
+        rows = torch.arange(len(ids_BT), device=ids_BT.device)
+        last_B = ids_BT.new_full((len(ids_BT),), -1) if self._last_B is None else self._last_B
+        first_B = real_BT.int().argmax(1)
+        before_BT = before_BT.clone()
+        before_BT[rows, first_B] = last_B
+        final_B = ids_BT.shape[1] - 1 - real_BT.int().flip(1).argmax(1)
+        self._last_B = torch.where(real_BT.any(1), ids_BT[rows, final_B], last_B)
+        return before_BT
+
     def select(self, rows: Tensor, source: bool = True) -> None:
         """Keeps the given rows (int64), in the given order, repeats allowed.
 
@@ -117,6 +131,8 @@ class Cache:
             self._segments_BN = self._segments_BN.index_select(0, rows)
             self._positions_BN = self._positions_BN.index_select(0, rows)
             self._next_B = self._next_B.index_select(0, rows)
+        if self._last_B is not None:
+            self._last_B = self._last_B.index_select(0, rows)
         if source and self.source is not None:
             segments, positions = self.source.segments_BT, self.source.positions_BT
             self.source = Places(

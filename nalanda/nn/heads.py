@@ -38,7 +38,7 @@ class LanguageModelHead(nn.Module):
         self.transform = Linear(spec.hidden, spec.hidden, head.transform_bias) if head.transform else None
         self.norm = build_norm(head.norm, spec.hidden) if head.transform else None
         self.output = Linear(spec.hidden, spec.vocabulary, bias=head.bias)
-        initialize(self, spec, layers=1)
+        initialize(self, spec, layers=1, vocabulary_head=True)
         if spec.tie_embeddings:
             self.output.weight = tokens.weight
 

@@ -4,7 +4,8 @@
     spec = Spec(vocabulary=4096, hidden=192, decoder=(block,) * 3)            # a small GPT
 
 An encoder has `encoder` blocks only, a decoder `decoder` blocks only, an encoder-decoder both, the decoder's with
-`cross`. A layer may differ from the next. `Spec.to_dict()` is what a saved model's config.json holds.
+`cross`. A layer may differ from the next. `Spec.to_dict()` is what a saved model's config.json holds; an option that
+came later is left out of it while it is off, so that what was saved and hashed before stays what it was.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from nalanda.nn.rotary import RotarySpec
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "tanh"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+ZeroAtStart = Literal["residual", "head"]
+
+
+def _off(value: object) -> bool:
+    return value is None or value is False or value == ()
 
 
 class NormSpec(Config):
@@ -50,6 +56,12 @@ class AttentionSpec(Config):
     sinks: bool = Field(default=False, description="a learned score per head that takes weight to nowhere")
     scale: float | None = Field(
         default=None, gt=0, description="of the scores; None: 1/sqrt(head_dim); T5: 1"
+    )
+    value_table: int | None = Field(
+        default=None,
+        ge=0,
+        exclude_if=_off,
+        description="values are mixed with each token's row of this table; layers of one number share it",
     )
 
     @model_validator(mode="after")
@@ -144,6 +156,11 @@ class BlockSpec(Config):
     )
     attention_norm: bool = Field(default=True, description="False: self-attention reads the stream as it is")
     dropout: Probability = Field(default=0.0, description="of each sub-layer's output, before it is added")
+    first_mix: bool = Field(
+        default=False,
+        exclude_if=_off,
+        description="reads a learned mix of the stream and of what the stack began with",
+    )
 
 
 class Spec(Config):
@@ -161,8 +178,17 @@ class Spec(Config):
     embedding_norm: NormSpec | None = None
     embedding_dropout: Probability = 0.0
     final_norm: bool = Field(default=True, description="normalize a stack's output, as its last block does")
-    init: Literal["normal", "scaled"] = Field(default="normal", description="see nn/initialize.py")
+    bigrams: int | None = Field(
+        default=None,
+        gt=0,
+        exclude_if=_off,
+        description="rows of a hashed table of pairs, the token before and this one, added to embeddings",
+    )
+    init: Literal["normal", "scaled", "mup"] = Field(default="normal", description="see nn/initialize.py")
     init_std: float = Field(default=0.02, gt=0)
+    init_zero: tuple[ZeroAtStart, ...] = Field(
+        default=(), exclude_if=_off, description="matrices that start at 0: see nn/initialize.py"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Spec:
@@ -179,6 +205,8 @@ class Spec(Config):
             raise ValueError("encoder blocks have no cross-attention")
         if any((block.cross is None) is bool(self.encoder) for block in self.decoder):
             raise ValueError("decoder blocks have cross-attention exactly where there is an encoder")
+        if "head" in self.init_zero and self.tie_embeddings:
+            raise ValueError("init_zero: a tied head is the embeddings, which cannot start at 0; untie it")
         return self
 
     def stacks(self) -> list[tuple[str, tuple[BlockSpec, ...], PositionSpec]]:
@@ -202,6 +230,8 @@ def _check_block(place: str, block: BlockSpec, hidden: int) -> None:
             raise ValueError(f"{place}.{name}: rotary needs an even head_dim, not {attention.dim(hidden)}")
     if block.cross is not None and block.cross.window is not None:
         raise ValueError(f"{place}.cross: cross-attention has no window")
+    if block.cross is not None and block.cross.value_table is not None:
+        raise ValueError(f"{place}.cross: values come from the source; only self-attention has a value_table")
     if not block.attention_norm and block.norm_place != "pre":
         raise ValueError(f"{place}: only a block with norm_place 'pre' can go without its attention norm")
 

@@ -1,10 +1,12 @@
-"""A stack of blocks with what they share: positions, masks, rotary tables, relative bias, the norm at the end.
+"""A stack of blocks with what they share: positions, masks, rotary tables, relative bias, the norm at the end, and
+tables of token vectors for the attentions' values.
 
 token vectors -> embed -> block 0 ... block L-1 -> norm -> hidden states
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,6 +22,8 @@ from nalanda.nn.position import RelativeBias
 from nalanda.nn.rotary import Rotary, Tables
 from nalanda.nn.spec import BlockSpec, PositionSpec, Spec
 
+_SPREAD = 1_000_003
+"""A prime larger than vocabularies: pairs of near numbers land far apart."""
 CAPTURES = ("residuals", "attention", "cross_attention", "router", "experts")
 
 
@@ -29,6 +33,18 @@ class Memory(NamedTuple):
     states_BSD: Tensor
     segments_BS: Tensor | None
     positions_BS: Tensor
+
+
+class Tokens(NamedTuple):
+    """The stream's ids, and before each the one of its document that comes before; -1 where there is none here."""
+
+    ids_BT: Tensor
+    previous_BT: Tensor
+
+
+def pairs(tokens: Tokens, rows: int) -> Tensor:
+    """B x T rows of a table of `rows`, one for each pair of tokens; where pairs are more, some share a row."""
+    return (tokens.previous_BT.long() * _SPREAD + tokens.ids_BT.long()) % rows
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -57,6 +73,15 @@ class Stack(nn.Module):
         self.relative = RelativeBias(position, heads, not causal) if position.kind == "relative" else None
         self.blocks = nn.ModuleList(Block(block, spec.hidden, rotaries) for block in blocks)
         self.norm = build_norm(blocks[-1].norm, spec.hidden) if spec.final_norm else None
+        self.first_mix = any(block.first_mix for block in blocks)
+        widths = {
+            block.attention.value_table: block.attention.groups * block.attention.dim(spec.hidden)
+            for block in blocks
+        }
+        self.value_tables = nn.ModuleDict(
+            {str(n): nn.Embedding(spec.vocabulary, width) for n, width in widths.items() if n is not None}
+        )
+        self.bigrams = nn.Embedding(spec.bigrams, spec.hidden) if spec.bigrams else None
         initialize(self, spec, len(blocks))
 
     def forward(
@@ -69,11 +94,22 @@ class Stack(nn.Module):
         source: Places | None,
         cache: Cache | None,
         captured: dict[str, list[Tensor]],
+        tokens: Tokens | None = None,
     ) -> Tensor:
         """B x T x D hidden states. `query` describes the columns of `x`, `key` those it may look at (the same,
-        without a cache); `source` describes the memory's."""
+        without a cache); `source` describes the memory's. `tokens` are needed where the stack has tables of its own
+        for them; without ids, as `inputs_embeds` are, that is a ValueError."""
+        values: dict[int, Tensor] = {}
+        if self.reads_tokens:
+            if tokens is None:
+                raise ValueError("value embeddings and bigrams are looked up by token: give ids, not vectors")
+            values = {int(number): table(tokens.ids_BT) for number, table in self.value_tables.items()}
+            if self.bigrams is not None:
+                x_BTD = x_BTD + self.bigrams(pairs(tokens, self.bigrams.num_embeddings))
         x_BTD = self.embed(x_BTD, query.positions_BT, token_types_BT)
         shared = self._shared(compute_dtype(x_BTD), query, key, memory_BSD, source, captured)
+        if values or self.first_mix:
+            shared = replace(shared, first_BTD=x_BTD, token_values=values)
         residuals = captured.get("residuals")
         for index, block in enumerate(self.blocks):
             if residuals is not None:
@@ -82,6 +118,11 @@ class Stack(nn.Module):
         if residuals is not None:
             residuals.append(x_BTD)
         return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether there are tables beside the embeddings that tokens are looked up in."""
+        return len(self.value_tables) > 0 or self.bigrams is not None
 
     def _shared(
         self,

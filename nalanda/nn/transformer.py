@@ -27,7 +27,7 @@ from nalanda.nn.cache import Cache
 from nalanda.nn.initialize import initialize
 from nalanda.nn.mask import Places, is_plain, positions_in_segments
 from nalanda.nn.spec import Spec
-from nalanda.nn.stack import CAPTURES, Memory, Stack
+from nalanda.nn.stack import CAPTURES, Memory, Stack, Tokens
 
 
 class Output(NamedTuple):
@@ -106,7 +106,8 @@ class Transformer(nn.Module):
         self._check(name, query)
         found = {kind: captured.setdefault(f"{name}.{kind}", []) for kind in capture}
         states = None if memory is None else memory.states_BSD
-        hidden_BTD = stack(x_BTD, query, key, token_types_BT, states, source, cache, found)
+        tokens = None if ids_BT is None or not stack.reads_tokens else _tokens(ids_BT, query, cache)
+        hidden_BTD = stack(x_BTD, query, key, token_types_BT, states, source, cache, found, tokens)
         return Output(hidden_BTD, memory, captured)
 
     def encode(
@@ -132,7 +133,8 @@ class Transformer(nn.Module):
         places = self._places(x_BSD, segments_BS, positions_BS)
         self._check("encoder", places)
         found = {kind: captured.setdefault(f"encoder.{kind}", []) for kind in capture}
-        states_BSD = self.encoder(x_BSD, places, places, None, None, None, None, found)
+        tokens = _tokens(ids_BS, places, None) if self.encoder.reads_tokens else None
+        states_BSD = self.encoder(x_BSD, places, places, None, None, None, None, found, tokens)
         return Memory(states_BSD, places.segments_BT, places.positions_BT)
 
     def _stream(self) -> tuple[str, Stack]:
@@ -165,6 +167,18 @@ class Transformer(nn.Module):
                 f"a sequence of {longest} tokens is longer than the {limit} positions of the model's {name}; "
                 f"shorten it, or build the model with {name}_position.max_length >= {longest}"
             )
+
+
+def _tokens(ids_BT: Tensor, places: Places, cache: Cache | None) -> Tokens:
+    """Each token with the one before it, of its own document."""
+    before_BT = torch.nn.functional.pad(ids_BT[:, :-1], (1, 0), value=-1)
+    segments_BT = places.segments_BT
+    if segments_BT is not None:
+        starts_BT = segments_BT != torch.nn.functional.pad(segments_BT[:, :-1], (1, 0), value=-1)
+        before_BT = before_BT.masked_fill(starts_BT, -1)
+    if cache is not None:
+        before_BT = cache.follow(ids_BT, before_BT, segments_BT)
+    return Tokens(ids_BT, before_BT)
 
 
 def _with_prefix(query: Places, key: Places, prefix_BT: Tensor, causal: bool) -> tuple[Places, Places]:

@@ -22,7 +22,7 @@ from nalanda.generate.prompting import Prompting, beyond, in_texts
 from nalanda.models.exchange import load_model, open_checkpoint
 from nalanda.models.extend import extended
 from nalanda.models.named import FamilyConfig, new_model
-from nalanda.models.plain import ModelConfig, build_spec
+from nalanda.models.plain import ModelConfig, build_spec, token_head
 from nalanda.models.upcycle import upcycle
 from nalanda.nn.model import Model
 from nalanda.nn.spec import Spec
@@ -44,6 +44,7 @@ def build_model(config: TrainStage, tokenizer: Tokenizer, note: Callable[[str], 
     torch.manual_seed(seeds.derive(config.seed, "weights"))
     heads = heads_for(config.objective)
     if isinstance(config.model, ModelConfig):
+        heads["tokens"] = token_head(config.model)
         return Model(build_spec(config.model, tokenizer.vocabulary), heads)
     if isinstance(config.model, FamilyConfig):
         return new_model(config.model, _numbers(config.model, tokenizer), heads)
