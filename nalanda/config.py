@@ -29,6 +29,18 @@ class ConfigError(UserError):
     exit_code = 2
 
 
+def unset(value: object) -> bool:
+    """Whether an option says that it is off: None, False, "none", an empty tuple or dict.
+
+    For `exclude_if` of fields that came later: what was written and hashed before them stays what it was.
+    """
+    return (
+        value is None
+        or value is False
+        or (isinstance(value, tuple | dict | str) and value in ((), {}, "none"))
+    )
+
+
 class Config(BaseModel):
     """Base of every config: frozen, and an unknown key is an error."""
 

@@ -30,6 +30,7 @@ from nalanda.data.noise import permutation
 from nalanda.data.order import ladder
 from nalanda.data.source import TextConfig, to_batch
 from nalanda.data.store import TokenStore
+from nalanda.data.warmup import cut, place
 from nalanda.generate.prompting import Prompting
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ class CausalConfig(TextConfig):
                 f"a row of max_length {self.max_length} does not fit a micro-batch of {self.micro} tokens; "
                 "raise micro_batch_tokens or lower max_length"
             )
+        for rung in self.warmup:
+            rows = self.batch_tokens // self.max_length
+            if rows % rung.batch or self.max_length % rung.length:
+                raise ValueError(
+                    f"warmup: {rows} rows of {self.max_length} tokens do not divide by batch {rung.batch} "
+                    f"and length {rung.length}"
+                )
         return self
 
 
@@ -153,7 +161,7 @@ class Packed:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; the last has fewer rows where they do not divide."""
+        """Optimizer steps in an epoch, of whole batches; the last has fewer rows where they do not divide."""
         return -(-self.rows // self.rows_per_step)
 
     def packing(self, epoch: int) -> Packing:
@@ -176,11 +184,11 @@ class Packed:
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of optimizer step `step`."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+        taken = place(self.config.warmup, step)
+        epoch, at = divmod(taken.whole, self.steps_per_epoch)
         packing = self.packing(epoch)
-        return self._batches(
-            packing, packing.turn[place * self.rows_per_step : (place + 1) * self.rows_per_step]
-        )
+        rows = taken.of(packing.turn[at * self.rows_per_step : (at + 1) * self.rows_per_step])
+        return self._batches(packing, rows, taken.length)
 
     def epoch(self) -> Iterator[Batch]:
         """Every place once, in the packing of epoch 0, row after row."""
@@ -188,12 +196,12 @@ class Packed:
         for at in range(0, self.rows, self.rows_per_step):
             yield from self._batches(packing, np.arange(at, min(at + self.rows_per_step, self.rows)))
 
-    def _batches(self, packing: Packing, rows: np.ndarray) -> list[Batch]:
+    def _batches(self, packing: Packing, rows: np.ndarray, pieces: int = 1) -> list[Batch]:
         each = self.config.micro // self.config.max_length
-        return [self.collate(packing, rows[at : at + each]) for at in range(0, len(rows), each)]
+        return [self.collate(packing, rows[at : at + each], pieces) for at in range(0, len(rows), each)]
 
-    def collate(self, packing: Packing, rows: np.ndarray) -> Batch:
-        """The given rows of a packing as one batch."""
+    def collate(self, packing: Packing, rows: np.ndarray, pieces: int = 1) -> Batch:
+        """The given rows of a packing, each cut in `pieces`, as one batch."""
         context, tokenizer = self.config.max_length, self.tokenizer
         counts = packing.bounds[rows + 1] - packing.bounds[rows]
         nth = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -202,17 +210,17 @@ class Packed:
         inside = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         # After the p places of `before`, place q of a document reads its token q - p; each predicts what the next
         # reads, the last one EOS.
-        place = np.repeat(packing.begins[part], lengths) + inside
+        at_place = np.repeat(packing.begins[part], lengths) + inside
         document = np.repeat(packing.documents[part], lengths)
         start, end = self.store.offsets[document], self.store.offsets[document + 1]
         tokens, last = self.store.tokens, len(self.store.tokens) - 1
-        at = start + place - len(self._before)
+        at = start + at_place - len(self._before)
 
         def sequence(place: np.ndarray, at: np.ndarray) -> np.ndarray:
             front = self._before[np.minimum(place, len(self._before) - 1)]
             return np.where(place < len(self._before), front, tokens[np.clip(at, 0, last)].astype(np.int64))
 
-        read, predicted = sequence(place, at), sequence(place + 1, at + 1)
+        read, predicted = sequence(at_place, at), sequence(at_place + 1, at + 1)
         predicted[at + 1 == end] = self._end
         used = np.bincount(np.repeat(np.arange(len(rows)), counts), weights=lengths, minlength=len(rows))
         height = ladder(len(rows), self.config.row_multiple)
@@ -226,16 +234,15 @@ class Packed:
 
         ids = np.full(height, -1, dtype=np.int64)
         ids[: len(rows)] = packing.documents[packing.bounds[rows]]
-        return to_batch(
-            {
-                "ids": fill(read, tokenizer.pad, np.int64),
-                "segments": fill(np.repeat(nth + 1, lengths), 0, np.int32),
-                "positions": fill(inside, 0, np.int32),
-                "targets": fill(predicted, tokenizer.pad, np.int64),
-                "target_weight": real.astype(np.float32),
-                "sample_ids": ids,
-            }
-        )
+        values = {
+            "ids": fill(read, tokenizer.pad, np.int64),
+            "segments": fill(np.repeat(nth + 1, lengths), 0, np.int32),
+            "positions": fill(inside, 0, np.int32),
+            "targets": fill(predicted, tokenizer.pad, np.int64),
+            "target_weight": real.astype(np.float32),
+            "sample_ids": ids,
+        }
+        return to_batch(values if pieces == 1 else cut(values, fill(document, -1, np.int64), pieces))
 
     def describe(self) -> dict[str, Any]:
         """Documents, rows, trained places and the share of places that are padding."""

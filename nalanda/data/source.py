@@ -20,11 +20,12 @@ from pydantic import Field, model_validator
 
 from nalanda.base import io
 from nalanda.base.errors import DataError
-from nalanda.config import Config
+from nalanda.config import Config, unset
 from nalanda.data.batch import Batch
 from nalanda.data.noise import EVALUATION
 from nalanda.data.order import Order, ladder
 from nalanda.data.ragged import Ragged
+from nalanda.data.warmup import Rung, place
 
 
 @runtime_checkable
@@ -63,6 +64,9 @@ class DataConfig(Config):
     max_length: int = Field(512, ge=4, description="longest row, special tokens included")
     length_multiple: int = Field(4, gt=0, description="row lengths are padded to a multiple of this")
     row_multiple: int = Field(1, gt=0, description="row numbers are padded to a multiple of this")
+    warmup: tuple[Rung, ...] = Field(
+        (), exclude_if=unset, description="smaller batches and shorter rows at first: see data/warmup.py"
+    )
 
     @property
     def micro(self) -> int:
@@ -75,6 +79,8 @@ class DataConfig(Config):
             raise ValueError(
                 f"micro_batch_tokens {self.micro} is more than batch_tokens {self.batch_tokens}; lower it"
             )
+        if any(rung.length > 1 for rung in self.warmup) and getattr(self, "kind", "") != "causal":
+            raise ValueError("warmup: only rows of kind 'causal' can be cut; leave length out")
         return self
 
     def content(self) -> dict[str, Any]:
@@ -121,7 +127,7 @@ class Bucketed:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
+        """Optimizer steps in an epoch, of whole batches."""
         return self.order.steps_per_epoch
 
     def sizes(self, ids: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +140,9 @@ class Bucketed:
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of optimizer step `step`."""
-        epoch, ids = self.order.step(step)
+        taken = place(self.config.warmup, step)
+        epoch, ids = self.order.step(taken.whole)
+        ids = taken.of(ids)
         return [self.collate(part, epoch, step) for part in self.order.split(ids, epoch, self.config.micro)]
 
     def epoch(self) -> Iterator[Batch]:

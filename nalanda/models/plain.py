@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from nalanda.config import Config
+from nalanda.config import Config, unset
 from nalanda.nn.rotary import RotarySpec
 from nalanda.nn.spec import (
     Activation,
@@ -25,10 +25,6 @@ from nalanda.nn.spec import (
     TokensHeadSpec,
     ZeroAtStart,
 )
-
-
-def _off(value: object) -> bool:
-    return value in (None, False, (), "none")
 
 
 class MoEConfig(Config):
@@ -118,27 +114,27 @@ class ModelConfig(Config):
     embedding_norm: bool = False
     value_embeddings: Literal["none", "alternate", "ends", "all"] = Field(
         default="none",
-        exclude_if=_off,
+        exclude_if=unset,
         description="tables of token vectors mixed into attention values: one for every second layer, one for each "
         "pair of a first and a last layer (three at most), or one for every layer",
     )
     first_mix: bool = Field(
-        default=False, exclude_if=_off, description="every layer may mix in what the stack began with"
+        default=False, exclude_if=unset, description="every layer may mix in what the stack began with"
     )
     bigrams: int | None = Field(
         default=None,
         gt=0,
-        exclude_if=_off,
+        exclude_if=unset,
         description="rows of a hashed table of pairs of neighbouring tokens",
     )
     logit_softcap: float | None = Field(
-        default=None, gt=0, exclude_if=_off, description="logits become c tanh(logit / c)"
+        default=None, gt=0, exclude_if=unset, description="logits become c tanh(logit / c)"
     )
     init: Literal["normal", "scaled", "mup"] = "normal"
     init_std: float = Field(default=0.02, gt=0)
     init_zero: tuple[ZeroAtStart, ...] = Field(
         default=(),
-        exclude_if=_off,
+        exclude_if=unset,
         description="start at 0: ends of branches (residual), the untied head (head)",
     )
 

@@ -14,16 +14,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from nalanda.config import Config
+from nalanda.config import Config, unset
 from nalanda.nn.rotary import RotarySpec
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "tanh"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 ZeroAtStart = Literal["residual", "head"]
-
-
-def _off(value: object) -> bool:
-    return value is None or value is False or value == ()
 
 
 class NormSpec(Config):
@@ -60,7 +56,7 @@ class AttentionSpec(Config):
     value_table: int | None = Field(
         default=None,
         ge=0,
-        exclude_if=_off,
+        exclude_if=unset,
         description="values are mixed with each token's row of this table; layers of one number share it",
     )
 
@@ -158,7 +154,7 @@ class BlockSpec(Config):
     dropout: Probability = Field(default=0.0, description="of each sub-layer's output, before it is added")
     first_mix: bool = Field(
         default=False,
-        exclude_if=_off,
+        exclude_if=unset,
         description="reads a learned mix of the stream and of what the stack began with",
     )
 
@@ -181,13 +177,13 @@ class Spec(Config):
     bigrams: int | None = Field(
         default=None,
         gt=0,
-        exclude_if=_off,
+        exclude_if=unset,
         description="rows of a hashed table of pairs, the token before and this one, added to embeddings",
     )
     init: Literal["normal", "scaled", "mup"] = Field(default="normal", description="see nn/initialize.py")
     init_std: float = Field(default=0.02, gt=0)
     init_zero: tuple[ZeroAtStart, ...] = Field(
-        default=(), exclude_if=_off, description="matrices that start at 0: see nn/initialize.py"
+        default=(), exclude_if=unset, description="matrices that start at 0: see nn/initialize.py"
     )
 
     @model_validator(mode="after")

@@ -10,21 +10,25 @@ Which weight is what is read from the modules that own them, once:
     head        matrices under `heads.` that are not tied          decayed; AdamW's
     embedding   weights of torch.nn.Embedding, tied heads included not decayed unless asked; AdamW's
     vector      norms, biases, everything 1-D                      never decayed; AdamW's
+
+`rates` multiplies the rate of a role. With `base_width` the rates are those found on a network of that width and
+are carried over to this one's as muP says (Yang et al. 2022): Adam's updates of matrices and of an untied head shrink
+with the width, embeddings' and vectors' do not; Muon's spectral updates fit any width as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from nalanda.base.errors import RunError
-from nalanda.config import Config
+from nalanda.config import Config, unset
 from nalanda.train.lanes import Lanes
-from nalanda.train.muon import Muon, Scale
+from nalanda.train.muon import Muon, Products, Scale
 
 Role = Literal["matrix", "head", "embedding", "vector"]
 
@@ -38,12 +42,17 @@ class AdamWConfig(Config):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     decay_embeddings: bool = False
+    rates: dict[Role, PositiveFloat] = Field(default={}, exclude_if=unset, description="of a role, times lr")
+    base_width: int | None = Field(
+        default=None, gt=0, exclude_if=unset, description="width that the rates were found at"
+    )
 
 
 class MuonConfig(Config):
     """Muon on hidden matrices (Jordan et al., 2024), AdamW on embeddings, heads and vectors.
 
     lr: the matrices' rate; with `scale: match_rms` it is on AdamW's scale. other_lr: AdamW's, None for the same.
+    neurons, cautious, products: see train/muon.py.
     """
 
     kind: Literal["muon"] = "muon"
@@ -56,6 +65,25 @@ class MuonConfig(Config):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     decay_embeddings: bool = False
+    rates: dict[Role, PositiveFloat] = Field(
+        default={}, exclude_if=unset, description="of a role, times lr or other_lr"
+    )
+    base_width: int | None = Field(
+        default=None, gt=0, exclude_if=unset, description="width that the rates were found at"
+    )
+    products: Products | None = Field(
+        default=None, exclude_if=unset, description="type of Muon's products; None: bf16 on GPUs, else fp32"
+    )
+    neurons: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        exclude_if=unset,
+        description="what rows' mean squares keep; None: no NorMuon",
+    )
+    cautious: bool = Field(
+        default=False, exclude_if=unset, description="decay only entries that the update shrinks as well"
+    )
 
 
 OptimizerConfig = Annotated[AdamWConfig | MuonConfig, Field(discriminator="kind")]
@@ -75,6 +103,20 @@ def roles(model: nn.Module) -> dict[str, Role]:
         else:
             found[name] = "head" if name.startswith("heads.") else "matrix"
     return found
+
+
+def _shares(config: AdamWConfig | MuonConfig, model: nn.Module) -> dict[Role, float]:
+    """What each role's rate is multiplied by. Raises RunError where `base_width` cannot be carried over."""
+    shares: dict[Role, float] = {role: config.rates.get(role, 1.0) for role in get_args(Role)}
+    if config.base_width is None:
+        return shares
+    width = getattr(getattr(model, "spec", None), "hidden", None)
+    if width is None:
+        raise RunError("optimizer.base_width: this model does not say how wide it is; leave it out")
+    spectral = isinstance(config, MuonConfig) and config.scale == "spectral"
+    shares["head"] *= config.base_width / width
+    shares["matrix"] *= 1.0 if spectral else config.base_width / width
+    return shares
 
 
 def fused_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -98,6 +140,7 @@ class Optimizer:
         if not self.named:
             raise RunError("the model has no trainable weight; unfreeze some or choose another adapter")
         self.roles = roles(model)
+        self._shares = _shares(config, model)
         self.parts: list[torch.optim.Optimizer] = []
         by_adam = list(self.named)
         lr = config.lr
@@ -114,21 +157,25 @@ class Optimizer:
     def _muon(self, config: MuonConfig, names: Iterable[str], fused: dict[str, tuple[int, ...]]) -> Muon:
         return Muon(
             [(name, self.named[name], fused.get(name, ())) for name in names],
-            lr=config.lr,
+            lr=config.lr * self._shares["matrix"],
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             steps=config.newton_schulz_steps,
             scale=config.scale,
+            products=config.products,
+            neurons=config.neurons,
+            cautious=config.cautious,
         )
 
     def _adamw(self, config: AdamWConfig | MuonConfig, names: list[str], lr: float) -> torch.optim.Optimizer:
         decayed = {"matrix", "head"} | ({"embedding"} if config.decay_embeddings else set())
-        with_decay = [self.named[n] for n in names if self.roles[n] in decayed]
-        without = [self.named[n] for n in names if self.roles[n] not in decayed]
+        by_kind: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name in sorted(names, key=lambda n: self.roles[n] not in decayed):
+            role = self.roles[name]
+            by_kind.setdefault((role in decayed, self._shares[role]), []).append(self.named[name])
         groups = [
-            {"params": weights, "weight_decay": decay}
-            for weights, decay in ((with_decay, config.weight_decay), (without, 0.0))
-            if weights
+            {"params": weights, "weight_decay": config.weight_decay * decays, "lr": lr * share}
+            for (decays, share), weights in by_kind.items()
         ]
         fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in self.named.values())
         return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=fused)
@@ -174,7 +221,8 @@ class Optimizer:
             weight = self.named.get(name)
             if weight is None:
                 raise RunError(f"optimizer state names the weight '{name}', which the model does not train")
-            if value.ndim and value.shape != weight.shape:
+            column = (*weight.shape[:-1], 1)  # a number for each row
+            if value.ndim and tuple(value.shape) not in (tuple(weight.shape), column):
                 raise RunError(
                     f"optimizer state of '{name}' is {tuple(value.shape)}, the weight {tuple(weight.shape)}"
                 )

@@ -13,8 +13,9 @@ positions again, step for step, exactly.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +40,14 @@ class BudgetConfig(Config):
         return self
 
 
+_DOWN: dict[str, Callable[[float], float]] = {
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "sqrt": lambda done: 1 - math.sqrt(done),
+}
+_LINEAR: Callable[[Any], bool] = "linear".__eq__
+
+
 class ScheduleConfig(Config):
     """The learning rate's course.
 
@@ -46,7 +55,8 @@ class ScheduleConfig(Config):
     linear        straight down to `final`
     cosine        half a cosine down to `final` (Loshchilov and Hutter, 2017)
     inverse_sqrt  peak * sqrt(warmup / progress) (Vaswani et al., 2017)
-    wsd           stays at the peak, then straight down over the last `decay` of the budget (Hu et al., 2024)
+    wsd           stays at the peak, then down over the last `decay` of the budget (Hu et al., 2024): straight, as
+                  half a cosine, or as 1 - sqrt, soon low and long there (`cooldown`; Haegele et al., 2024)
 
     warmup: share of the budget (0.05), or from 1 up a number of steps (needs a budget in steps).
     final: the last learning rate as a share of the peak.
@@ -56,6 +66,9 @@ class ScheduleConfig(Config):
     warmup: float = Field(default=0.02, ge=0)
     final: float = Field(default=0.0, ge=0, le=1)
     decay: float = Field(default=0.2, gt=0, le=1)
+    cooldown: Literal["linear", "cosine", "sqrt"] = Field(
+        default="linear", exclude_if=_LINEAR, description="how wsd goes down"
+    )
 
     def in_shares(self, budget: BudgetConfig) -> ScheduleConfig:
         """The same schedule with `warmup` as a share. Raises ValueError where it is not one of this budget."""
@@ -85,7 +98,7 @@ class ScheduleConfig(Config):
         else:
             start = warm
         done = min(max((progress - start) / max(1 - start, 1e-9), 0.0), 1.0)
-        left = (1 + math.cos(math.pi * done)) / 2 if self.kind == "cosine" else 1 - done
+        left = _DOWN[self.cooldown if self.kind == "wsd" else self.kind](done)
         return self.final + (1 - self.final) * left
 
 

@@ -42,7 +42,16 @@ PUBLIC = {
         "is_held",
         "metrics_row",
     ],
-    "nalanda.config": ["Config", "ConfigError", "dump_yaml", "load_yaml", "override", "parse", "parse_yaml"],
+    "nalanda.config": [
+        "Config",
+        "ConfigError",
+        "dump_yaml",
+        "load_yaml",
+        "override",
+        "parse",
+        "parse_yaml",
+        "unset",
+    ],
     "nalanda.nn.model": ["Model"],
     "nalanda.nn.spec": [
         "AttentionSpec",

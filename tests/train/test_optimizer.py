@@ -109,6 +109,84 @@ def test_muon_step_by_hand() -> None:
     torch.testing.assert_close(weight.detach(), before * (1 - 0.05) - 0.1 * update)
 
 
+def _stepped(options: dict[str, Any], shape: tuple[int, int] = (6, 4), steps: int = 2) -> list[torch.Tensor]:
+    """The weight before and after some steps on drawn gradients, and the last orthogonal update."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(shape))
+    optimizer = Muon([("w", weight, ())], lr=0.1, momentum=0.0, **options)
+    trail = [weight.detach().clone()]
+    for _ in range(steps):
+        weight.grad = torch.randn(shape)
+        optimizer.step()
+        trail.append(weight.detach().clone())
+    return [*trail, orthogonalize(weight.grad.unsqueeze(0))[0]]  # type: ignore[union-attr]
+
+
+def test_rows_are_made_even_by_their_running_size() -> None:
+    *trail, last = _stepped({"neurons": 0.5})
+    first = orthogonalize(_gradients((6, 4), 2)[0].unsqueeze(0))[0]
+    squares = 0.5 * (0.5 * first.square().mean(1)) + 0.5 * last.square().mean(1)
+    even = last / squares.sqrt()[:, None]
+    even *= last.norm() / even.norm()
+    torch.testing.assert_close(trail[-1], trail[-2] - 0.1 * 0.2 * 6**0.5 * even, atol=1e-5, rtol=1e-4)
+
+
+def _gradients(shape: tuple[int, int], count: int) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    torch.randn(shape)
+    return [torch.randn(shape) for _ in range(count)]
+
+
+def test_cautious_decay_takes_only_what_shrinks_anyway() -> None:
+    before, after, update = _stepped({"cautious": True, "weight_decay": 0.5}, steps=1)
+    decayed = before * (1 - 0.05 * (update * before > 0))
+    torch.testing.assert_close(after, decayed - 0.1 * 0.2 * 6**0.5 * update)
+    assert not torch.equal(after, _stepped({"weight_decay": 0.5}, steps=1)[1])
+
+
+def test_products_in_bf16_point_the_same_way() -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 32, 64)
+    exact, rough = orthogonalize(matrices), orthogonalize(matrices, products="bf16")
+    cosine = torch.nn.functional.cosine_similarity(exact.flatten(1), rough.flatten(1))
+    assert float(cosine.min()) > 0.999
+    assert rough.dtype == torch.float32
+
+
+def _rates(config: Any, model: nn.Module) -> dict[str, float]:
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = [group for part in Optimizer(config, model).parts for group in part.param_groups]
+    return {names[id(p)]: float(group["lr"]) for group in groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("kind", [AdamWConfig, MuonConfig])
+def test_rates_by_role_and_width(toy: Any, kind: Any) -> None:
+    model = toy()
+    found = _rates(kind(lr=0.5, rates={"embedding": 0.1, "matrix": 2.0}), model)
+    assert found["embedding.weight"] == pytest.approx(0.05)
+    assert found["up.weight"] == found["down.weight"] == 1.0
+    assert found["up.bias"] == found["heads.next_sentence.weight"] == 0.5
+    with pytest.raises(RunError, match="does not say how wide"):
+        Optimizer(kind(base_width=4), model)
+    model.spec = type("Spec", (), {"hidden": 16})
+    wide = _rates(kind(lr=0.5, base_width=4), model)
+    assert wide["up.weight"] == wide["heads.next_sentence.weight"] == 0.125
+    assert wide["embedding.weight"] == wide["up.bias"] == 0.5
+    assert _rates(MuonConfig(lr=0.5, base_width=4, scale="spectral"), model)["up.weight"] == 0.5
+
+
+def test_a_state_of_rows_goes_round(toy: Any, toy_batch: Any) -> None:
+    config = MuonConfig(neurons=0.95)
+    model, other = toy(), Optimizer(config, toy())
+    optimizer = Optimizer(config, model)
+    model(toy_batch(2, 3, 0)).hidden_BTD.square().sum().backward()
+    optimizer.step(1.0)
+    state = optimizer.state()
+    assert state["up.weight/squares"].shape == (model.up.weight.shape[0], 1)
+    other.load(state)
+    assert torch.equal(other.state()["up.weight/squares"], state["up.weight/squares"])
+
+
 def test_muon_splits_fused_weights_and_stacks_of_experts() -> None:
     torch.manual_seed(0)
     start, gradient = torch.randn(12, 4), torch.randn(12, 4)

@@ -36,6 +36,21 @@ def test_values_by_hand(kind: str, progress: float, expected: float) -> None:
     assert schedule.factor(progress) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("cooldown", "expected"), [("linear", 0.75), ("cosine", (1 + math.cos(math.pi / 4)) / 2), ("sqrt", 0.5)]
+)
+def test_cooldowns_by_hand(cooldown: str, expected: float) -> None:
+    schedule = ScheduleConfig(kind="wsd", warmup=0.0, decay=0.4, cooldown=cooldown)  # type: ignore[arg-type]
+    assert schedule.factor(0.6) == 1.0
+    assert schedule.factor(0.7) == pytest.approx(expected)  # a quarter of the way down
+    assert schedule.factor(1.0) == pytest.approx(0.0)
+
+
+def test_what_is_off_is_not_written() -> None:
+    assert "cooldown" not in ScheduleConfig().to_dict()
+    assert ScheduleConfig(cooldown="sqrt").to_dict()["cooldown"] == "sqrt"
+
+
 def test_cosine_quarter() -> None:
     assert ScheduleConfig(warmup=0.0).factor(0.25) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
