@@ -110,18 +110,21 @@ def _top(
 
 
 def _run(verb: str, recipe: Path, overrides: list[str] | None, runs: Path, dry_run: bool) -> None:
+    from nalanda.base.distributed import joined
     from nalanda.base.progress import reporter
     from nalanda.stages import dry, pipeline
     from nalanda.stages.recipe import load
     from nalanda.stages.stage import Context
 
-    loaded = load(recipe, overrides or [], runs, verb)
-    context = Context(progress=reporter(), note=_note)
-    if dry_run:
-        for line in dry.run(loaded, context):
-            typer.echo(line)
+    with joined() as ranks:
+        loaded = load(recipe, overrides or [], runs, verb)
+        context = Context(progress=reporter(), note=_note) if ranks.first else Context()
+        lines = dry.run(loaded, context) if dry_run else []
+        results = {} if dry_run else pipeline.run(loaded, context)
+    if not ranks.first:
         return
-    results = pipeline.run(loaded, context)
+    for line in lines:
+        typer.echo(line)
     for name, result in results.items():
         if "headline" in result:
             typer.echo(result["headline"])

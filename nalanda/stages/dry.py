@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from nalanda.base.distributed import current
 from nalanda.data.build import AnyDataConfig
 from nalanda.data.mixture import MixtureConfig
 from nalanda.models.exchange import load_model
@@ -23,7 +24,7 @@ from nalanda.train.schedule import BudgetConfig
 def run(recipe: Recipe, context: Context) -> list[str]:
     """Runs the shrunken recipe and returns lines that describe the full one. Raises what a real run would raise."""
     with tempfile.TemporaryDirectory(prefix="nalanda-dry-") as place:
-        small = shrink(recipe, Path(place))
+        small = shrink(recipe, Path(current().of_first(place)))
         results = pipeline.run(small, context)
         for name, result in results.items():
             if "model" in result:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nalanda.base import io, machine
+from nalanda.base.distributed import current
 from nalanda.base.errors import RunError
 from nalanda.base.run import Lock, Run, is_held, metrics_row
 from nalanda.stages.recipe import Planned, Recipe
@@ -20,12 +21,13 @@ from nalanda.stages.stage import Context, fingerprint_input
 
 def run(recipe: Recipe, context: Context) -> dict[str, dict[str, Any]]:
     """Runs every stage of `recipe` that is not done yet, in order. Raises what a stage raises; the stages done
-    before it stay done."""
+    before it stay done. Under torchrun every process calls this; all work on stages that train, the first on others.
+    """
     results: dict[str, dict[str, Any]] = {}
     with _pipeline_folder(recipe):
         for planned in recipe.stages.values():
             results[planned.name] = _run_stage(planned, recipe, context)
-        if recipe.is_pipeline:
+        if recipe.is_pipeline and current().first:
             io.write_json(recipe.folder / "result.json", _summary(recipe, results))
     return results
 
@@ -33,7 +35,7 @@ def run(recipe: Recipe, context: Context) -> dict[str, dict[str, Any]]:
 @contextlib.contextmanager
 def _pipeline_folder(recipe: Recipe) -> Iterator[None]:
     """Holds the pipeline's folder and notes its plan there, so that `status` and `translate` can read it."""
-    if not recipe.is_pipeline:
+    if not recipe.is_pipeline or not current().first:
         yield
         return
     lock = Lock(recipe.folder)
@@ -65,11 +67,44 @@ def _summary(recipe: Recipe, results: dict[str, dict[str, Any]]) -> dict[str, An
 
 
 def _run_stage(planned: Planned, recipe: Recipe, context: Context) -> dict[str, Any]:
-    config = planned.config
-    inputs = {key: fingerprint_input(place, key) for key, place in planned.stage.inputs(config).items()}
-    with Run.open(
+    ranks = current()
+    if ranks.size > 1 and planned.stage.together:
+        return _together(planned, recipe, context)
+    result = ranks.lead(lambda: _alone(planned, recipe, context))
+    return result or _result_of(planned)
+
+
+def _together(planned: Planned, recipe: Recipe, context: Context) -> dict[str, Any]:
+    """A stage on all ranks: the first holds the folder and writes there."""
+    ranks = current()
+    with contextlib.ExitStack() as stack:
+        opened = ranks.lead(lambda: stack.enter_context(_open(planned, recipe)))
+        done = ranks.of_first(opened is not None and opened.done)
+        if opened is not None:
+            _alone(planned, recipe, context, opened)
+        elif not done:
+            planned.stage.run(planned.config, Run(planned.folder, planned.resolved(), {}, 0), context)
+        ranks.gather(None)  # the first has written the result
+        return _result_of(planned)
+
+
+def _result_of(planned: Planned) -> dict[str, Any]:
+    return dict(io.read_json(planned.folder / "result.json"))
+
+
+def _open(planned: Planned, recipe: Recipe) -> Run:
+    inputs = {
+        key: fingerprint_input(place, key) for key, place in planned.stage.inputs(planned.config).items()
+    }
+    return Run.open(
         planned.folder, planned.resolved(), inputs, planned.stage.format, replace=recipe.is_pipeline
-    ) as opened:
+    )
+
+
+def _alone(planned: Planned, recipe: Recipe, context: Context, run: Run | None = None) -> dict[str, Any]:
+    """A stage by this process, in a folder that it opens or that is open."""
+    config = planned.config
+    with _open(planned, recipe) if run is None else contextlib.nullcontext(run) as opened:
         if opened.done:
             context.note(f"{planned.name}: done before, kept ({planned.folder})")
             _warn_of_upgrade(planned.folder, context)

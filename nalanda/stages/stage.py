@@ -5,6 +5,7 @@ STAGE = Stage(config=CorpusStage, inputs=..., run=..., shrink=..., format=1)
 run(config, run, context) -> result      plain JSON values; the caller writes result.json from them
 inputs(config) -> {key: place}           the config keys (dotted) that name folders or files, and where they are
 shrink(config) -> config                 the same work made tiny, for --dry-run
+together                                 whether all processes of torchrun work on it; else the first does
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Stage:
     inputs: Callable[[Any], dict[str, Path]]
     shrink: Callable[[Any], Any] = field(default=lambda config: config)
     format: int = 1
+    together: bool = False
 
 
 def fingerprint_input(place: Path, key: str) -> str:

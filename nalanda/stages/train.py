@@ -16,6 +16,7 @@ import torch
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from nalanda.base import seeds
+from nalanda.base.distributed import current
 from nalanda.base.errors import DataError
 from nalanda.base.run import Run
 from nalanda.corpus.document import Document
@@ -153,7 +154,11 @@ def prepare(
     model = build_model(config, tokenizer, notes.append)
     check_length(config, model)
     prompting = Prompting(tokenizer, model.spec, model.generation)
-    train, dev = sources(config, run_folder, tokenizer, context, prompting)
+
+    def made() -> tuple[Source, Source | None]:
+        return sources(config, run_folder, tokenizer, context, prompting)
+
+    train, dev = current().lead(made) or made()  # the first makes the stores, the others find them made
     return prompting, train, dev, model, notes
 
 
@@ -184,7 +189,7 @@ def _run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
         hooks.append(Translations(config.translations, rows, prompting))
     if config.samples is not None:
         hooks.append(continuations(config.samples, prompting))
-    if config.tensorboard:
+    if config.tensorboard and current().first:
         hooks.append(TensorBoard(run.path / "tensorboard"))
     result = fit(
         model,
@@ -203,9 +208,10 @@ def _run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
     result["data"] = train.describe()
     result["flops_per_token"] = flops_per_token(model, train)
     result["active_parameters"] = model.parameter_count(active=True)
-    export.write(
-        model, prompting.tokenizer, run.path / "model", card=export.Card.of(run.path.name, config, result)
-    )
+    if current().first:
+        card = export.Card.of(run.path.name, config, result)
+        export.write(model, prompting.tokenizer, run.path / "model", card=card)
+    current().gather(None)  # all have read their last batch
     shutil.rmtree(run.path / "store", ignore_errors=True)
     return {**result, "model": "model"}
 
@@ -246,4 +252,4 @@ def shrink(config: TrainStage) -> TrainStage:
     )
 
 
-STAGE = Stage(config=TrainStage, run=run, inputs=inputs, shrink=shrink, format=2)
+STAGE = Stage(config=TrainStage, run=run, inputs=inputs, shrink=shrink, format=2, together=True)

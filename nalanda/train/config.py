@@ -14,6 +14,7 @@ from nalanda.train.average import EmaConfig
 from nalanda.train.checkpoint import CheckpointConfig
 from nalanda.train.compile import Mode
 from nalanda.train.optimizer import AdamWConfig, OptimizerConfig
+from nalanda.train.parallel import ParallelConfig
 from nalanda.train.precision import Precision
 from nalanda.train.schedule import BudgetConfig, ScheduleConfig
 
@@ -23,7 +24,8 @@ class LoopConfig(Config):
 
     clip: largest norm of the whole gradient, None for no limit. log_every: optimizer steps between rows of
     metrics.jsonl. compile: torch.compile; `auto` uses it for long runs. deterministic: only operations with a fixed
-    order of additions. workers: threads that prepare batches, 0 for none.
+    order of additions. workers: threads that prepare batches, 0 for none. parallel: how several processes share the
+    work, see train/parallel.py.
     """
 
     seed: int = 0
@@ -38,6 +40,7 @@ class LoopConfig(Config):
     compile: Mode = "auto"
     deterministic: bool = True
     workers: int = Field(default=1, ge=0)
+    parallel: ParallelConfig = ParallelConfig()
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> LoopConfig:
@@ -50,7 +53,7 @@ class LoopConfig(Config):
         A subclass's fields (where data lies, what a card says) and the place of `budget.replay` do not count: data,
         model, objective and the replayed positions are compared by what they hold.
         """
-        own = set(LoopConfig.model_fields) - {"checkpoint", "log_every", "workers", "compile"}
+        own = set(LoopConfig.model_fields) - {"checkpoint", "log_every", "workers", "compile", "parallel"}
         values = self.model_dump(mode="json", include=own)
         values["budget"].pop("replay")
         return values

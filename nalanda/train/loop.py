@@ -38,6 +38,7 @@ from nalanda.train.hooks import Hook, Moment
 from nalanda.train.interrupt import Interruption
 from nalanda.train.lanes import Lanes, lanes_for
 from nalanda.train.optimizer import Optimizer
+from nalanda.train.parallel import team_for
 from nalanda.train.precision import resolve
 from nalanda.train.schedule import Budget, BudgetConfig
 from nalanda.train.state import adopt, environment, snapshot_of
@@ -118,11 +119,13 @@ class Trainer:
         device: torch.device,
     ) -> None:
         self.model, self.objective, self.source, self.config = model, objective, source, config
-        self.hooks, self.rewind, self.device = list(hooks), rewind, device
-        self._log = log
+        self.hooks, self.device = list(hooks), device
+        self.team = team_for(config.parallel, model, device)
+        self._log = log if self.team.first else lambda row: None
         self.precision = resolve(config.precision, device)
         self.decision = decide(config.compile, device, config.budget)
-        self.lanes = Lanes(lanes_for(model, device, self.decision.compiled))
+        self.rewind = rewind if self.team.first else lambda step: None
+        self.lanes = Lanes(1 if self.team.meets else lanes_for(model, device, self.decision.compiled))
         self.schedule = config.schedule.in_shares(config.budget)
         self.budget = Budget(config.budget, _replayed(config.budget))
         self.optimizer = Optimizer(config.optimizer, model)
@@ -141,12 +144,12 @@ class Trainer:
 
     def resume(self) -> None:
         """Takes over the newest whole checkpoint, or starts a new run."""
-        snapshot, damaged = self.checkpoints.newest()
+        snapshot, damaged = self.team.newest(self.checkpoints)
         if snapshot is None:
             self.rewind(-1)
         else:
             adopt(self, snapshot)
-            self.checkpoints.remove_after(snapshot.step)
+            self.team.alone(lambda: self.checkpoints.remove_after(snapshot.step))
             self.rewind(snapshot.step)
         for line in damaged:
             self.note(f"{line}; going on from step {self.budget.step}")
@@ -165,7 +168,7 @@ class Trainer:
             self.lanes,
             Interruption() as interruption,
             Loader(self.source, self.budget.step, self.config.workers) as loader,
-            progress("training", total=total, unit="steps") as bar,
+            (progress if self.team.first else silent)("training", total=total, unit="steps") as bar,
         ):
             if self.decision.compiled:
                 self._warm_up()
@@ -173,10 +176,11 @@ class Trainer:
             began = time.perf_counter()
             for _, batches in loader:
                 self._step(batches, began)
-                self._after_step(bar, interruption.asked)
+                asked = self.team.agreed(interruption.asked)
+                self._after_step(bar, asked)
                 if self._over():
                     return
-                if interruption.asked:
+                if asked:
                     raise Interrupted(
                         f"stopped after step {self.budget.step}, which is saved; run the same command again to go on"
                     )
@@ -191,7 +195,8 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def _how(self, step: int) -> Row:
-        return {"seed": self.config.seed, "step": step, "precision": self.precision, "device": self.device}
+        how: Row = {"seed": self.config.seed, "step": step, "precision": self.precision}
+        return {**how, "device": self.device, "team": self.team}
 
     def _step(self, batches: list[Batch], began: float) -> None:
         step = self.budget.step
@@ -199,13 +204,13 @@ class Trainer:
         result = accumulate(self.model, self.objective, batches, lanes=self.lanes, **self._how(step))
         limit = self.config.clip if self.config.clip is not None else float("inf")
         self.tallies = result.tallies
-        norm = float(nn.utils.clip_grad_norm_(self.optimizer.parameters, limit))
+        norm = self.team.clip(self.optimizer.parameters, limit)
         check_gradient(norm, step, batches)
         rate = self.optimizer.step(self.schedule.factor(progress))
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update()
-        seconds = time.perf_counter() - began
+        seconds = self.team.longest(time.perf_counter() - began)
         self.budget.end(seconds)
         self.window.add(result, seconds, norm=norm, rate=rate, progress=progress)
 
@@ -220,7 +225,7 @@ class Trainer:
         with self.lanes.resting():
             for hook in self.hooks:
                 hook.after_step(moment)
-        self.stopped = moment.stop
+        self.stopped = self.team.of_first(moment.stop)
         if step % self.config.checkpoint.every == 0 or self._over() or interrupted:
             self.save()
 
@@ -250,7 +255,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint of this moment."""
-        self.checkpoints.save(snapshot_of(self))
+        self.team.save(self.checkpoints, snapshot_of(self))
 
     # -- finish ----------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from nalanda.base.seeds import derive
 from nalanda.data.batch import Batch, move
 from nalanda.objectives.loss import Objective, add_counts
 from nalanda.train.lanes import Lanes, split
+from nalanda.train.parallel import Team
 from nalanda.train.precision import autocast
 
 
@@ -50,9 +51,11 @@ def accumulate(
     precision: str,
     device: torch.device,
     lanes: Lanes | None = None,
+    team: Team | None = None,
 ) -> Step:
     """Adds the gradient of the step's loss to the weights' `.grad` and returns what to log.
 
+    In a `team` each rank computes its share of the batches; gradient and result are those of all of them.
     Raises DataError when the step's batches train nothing, RunError when the loss is not finite (naming the
     samples of the micro-batch where that happened).
     """
@@ -61,45 +64,93 @@ def accumulate(
         raise DataError(
             f"step {step + 1}: no token of its {len(batches)} batches is trained; check the data's masks"
         )
-    result = Step(loss=0.0)
-    losses: list[Tensor] = []
-    owners: list[Batch] = []
-    metrics: dict[str, list[Tensor]] = {}
+    team = team or Team()
+    found = _Found()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     alone = lanes is None or lanes.count == 1
 
     def work(part: Batch) -> tuple[Tensor, Sequence[Tensor | None], dict[str, Tensor], dict[str, Tensor]]:
         with autocast(precision, device):
             loss = objective(model, move(part, device), totals)
-        found = [term / totals[name] for name, term in loss.terms.items() if totals[name]]
-        total = torch.stack(found).sum()
+        terms = [term / totals[name] for name, term in loss.terms.items() if totals[name]]
+        total = torch.stack(terms).sum()
         sums = {name: torch.stack([v.detach().double() for v in pair]) for name, pair in loss.metrics.items()}
         gradients: Sequence[Tensor | None] = []
         if total.requires_grad and alone:
-            total.backward()
+            team.backward(total)
         elif total.requires_grad:  # lanes share the weights, so none may write to their `.grad`
             gradients = torch.autograd.grad(total, weights, allow_unused=True)
         return total.detach(), gradients, sums, loss.tallies
 
-    for micro, batch in enumerate(batches):
-        torch.manual_seed(derive(seed, "step", step, micro))
-        parts = [batch] if lanes is None else split(batch, lanes.count)
-        for total, gradients, sums, tallies in map(work, parts) if lanes is None else lanes.run(work, parts):
-            losses.append(total)
-            _add(weights, gradients)
-            for name, value in sums.items():
-                metrics.setdefault(name, []).append(value)
-            for name, tally in tallies.items():
-                result.tallies[name] = result.tallies.get(name, 0) + tally
-        owners += [batch] * len(parts)
+    summed = team.gradients(weights, len(batches))
+    for part in team.parts(batches):
+        torch.manual_seed(derive(seed, "step", step, *part.stream))
+        rows = [part.batch] if lanes is None else split(part.batch, lanes.count)
+        with team.computing(part):
+            for total, gradients, sums, tallies in (
+                map(work, rows) if lanes is None else lanes.run(work, rows)
+            ):
+                _add(weights, gradients)
+                if part.counted:
+                    found.add(part.micro, total, sums, tallies)
+        summed.add()
+    everyone = team.exchange({**found.plain(), "unseen": summed.unseen()})
+    summed.finish([each["unseen"] for each in everyone])
+    result = _result(everyone, batches, step, device)
+    for batch in batches:
         _count(result, batch)
-    values = torch.stack(losses).double().tolist()
-    _check_losses(values, owners, step)
-    result.loss = math.fsum(values)
-    for name, pairs in metrics.items():
-        top, bottom = torch.stack(pairs).sum(0).tolist()
-        result.metrics[name] = (top, bottom)
     return result
+
+
+class _Found:
+    """What this process's passes gave, on the device until the step is done."""
+
+    def __init__(self) -> None:
+        self.micros: list[int] = []
+        self.losses: list[Tensor] = []
+        self.metrics: dict[str, list[Tensor]] = {}
+        self.tallies: dict[str, Tensor] = {}
+
+    def add(self, micro: int, total: Tensor, sums: dict[str, Tensor], tallies: dict[str, Tensor]) -> None:
+        """Keeps one pass's values."""
+        self.micros.append(micro)
+        self.losses.append(total)
+        for name, value in sums.items():
+            self.metrics.setdefault(name, []).append(value)
+        for name, tally in tallies.items():
+            self.tallies[name] = self.tallies.get(name, 0) + tally
+
+    def plain(self) -> dict[str, Any]:
+        """The same as plain JSON."""
+        return {
+            "micros": self.micros,
+            "losses": torch.stack(self.losses).double().tolist() if self.losses else [],
+            "metrics": {name: torch.stack(pairs).tolist() for name, pairs in self.metrics.items()},
+            "tallies": {name: tally.tolist() for name, tally in self.tallies.items()},
+        }
+
+
+def _result(
+    everyone: Sequence[dict[str, Any]], batches: Sequence[Batch], step: int, device: torch.device
+) -> Step:
+    """The step's values from those of all processes: exact sums, which no order of additions changes."""
+    losses = [value for each in everyone for value in each["losses"]]
+    _check_losses(losses, [batches[micro] for each in everyone for micro in each["micros"]], step)
+    result = Step(loss=math.fsum(losses))
+    pairs: dict[str, list[list[float]]] = {}
+    for each in everyone:
+        for name, values in each["metrics"].items():
+            pairs.setdefault(name, []).extend(values)
+        for name, tally in each["tallies"].items():
+            result.tallies[name] = result.tallies.get(name, 0) + torch.tensor(tally, device=device)
+    for name, values in pairs.items():
+        tops, bottoms = zip(*values)
+        result.metrics[name] = (_sum(tops), _sum(bottoms))
+    return result
+
+
+def _sum(values: Sequence[float]) -> float:
+    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
 
 
 def _add(weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:

@@ -20,7 +20,7 @@ LAYERS = [
     {"evaluate", "compress", "study"},
     {"serve"},
     {"stages"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

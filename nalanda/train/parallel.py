@@ -1,0 +1,218 @@
+"""Training on several processes: who computes which part of a step, and how the parts become one gradient.
+
+    torchrun --nproc-per-node 8 -m nalanda train recipe.yaml parallel.data=4 parallel.tensor=2
+
+    parallel: {data: 8, tensor: 2, context: 1, expert: 1, shard: true, checkpointing: selective, mode: fast}
+
+    data     ranks share the micro-batches of a step; `shard` (FSDP2) also shares out weights and optimizer state
+    expert   as data, and each rank owns some of a mixture's experts
+    context  ranks share the places of each row, for long texts
+    tensor   ranks share heads, inner features and vocabulary of each layer
+
+A step's micro-batches are a pure function of the data's config, whatever the ranks. In deterministic mode their
+gradients are added in a fixed tree, so losses and weights are equal to the last bit on 1, 2 and 4 ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from nalanda.base.distributed import Ranks, current
+from nalanda.base.errors import UserError
+from nalanda.config import Config
+from nalanda.data.batch import Batch
+from nalanda.train.checkpoint import Checkpoints, Snapshot, read_snapshot
+from nalanda.train.lanes import split
+from nalanda.train.parallel_sum import Gradients, Plain, Summed, Tree
+
+
+class ParallelConfig(Config):
+    """How many ranks do what; the product of the sizes is the number of processes."""
+
+    data: int | None = Field(default=None, gt=0, description="None: what the number of processes leaves")
+    tensor: int = Field(default=1, gt=0)
+    context: int = Field(default=1, gt=0)
+    expert: int = Field(default=1, gt=0)
+    shard: bool = Field(
+        default=False, description="FSDP2: each data rank keeps a share of weights and optimizer state"
+    )
+    checkpointing: Literal["none", "selective", "full"] = Field(
+        default="none",
+        description="activations worked out again in the backward pass: all, or all but products",
+    )
+    mode: Literal["fast", "deterministic"] = Field(
+        default="fast",
+        description="deterministic: the same bits whatever the number of data ranks; not with the others",
+    )
+
+    @model_validator(mode="after")
+    def _deterministic_is_replicated(self) -> ParallelConfig:
+        others = [name for name in ("tensor", "context", "expert") if getattr(self, name) > 1]
+        others += ["shard"] if self.shard else []
+        if self.mode == "deterministic" and others:
+            raise ValueError(f"parallel.mode: deterministic is for data ranks alone; take out {others[0]}")
+        if self.mode == "deterministic" and self.data is not None and self.data & (self.data - 1):
+            raise ValueError(f"parallel.data: deterministic mode needs a power of two, not {self.data}")
+        return self
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The mesh of ranks: rank = ((data * E + expert) * C + context) * T + tensor."""
+
+    data: int
+    expert: int
+    context: int
+    tensor: int
+
+
+def sizes_of(config: ParallelConfig, world: int) -> Sizes:
+    """The sizes that `config` means for `world` processes. Raises UserError where they do not multiply to it."""
+    rest = config.tensor * config.context * config.expert
+    data = config.data if config.data is not None else world // rest
+    if data * rest != world:
+        named = (
+            f"data {data or 1} x tensor {config.tensor} x context {config.context} x expert {config.expert}"
+        )
+        wanted = (data or 1) * rest
+        raise UserError(
+            f"parallel: {named} is {wanted} processes and this run has {world}; start it with "
+            f"torchrun --nproc-per-node {wanted}, or change the sizes"
+        )
+    if config.mode == "deterministic" and data & (data - 1):
+        raise UserError(f"parallel.mode: deterministic needs a power of two of ranks, not {data}")
+    return Sizes(data, config.expert, config.context, config.tensor)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What goes through the model at once. `micro`: its micro-batch; `stream`: names of its random numbers;
+    `counted`: False for a pass that only keeps pace with the other ranks."""
+
+    micro: int
+    batch: Batch
+    stream: tuple[str | int, ...]
+    counted: bool = True
+
+
+class Team:
+    """This rank's part in a run. `Team()` is a process alone, which does everything in the usual way."""
+
+    def __init__(self, config: ParallelConfig | None = None, ranks: Ranks | None = None) -> None:
+        """Raises UserError where the sizes are not those of the run."""
+        self.config = config or ParallelConfig()
+        self.ranks = ranks or Ranks()
+        self.sizes = sizes_of(self.config, self.ranks.size)
+        self.shares = self.sizes.data * self.sizes.expert
+        self._scale = 1.0
+        self.share_index = self.ranks.rank // (self.sizes.context * self.sizes.tensor)
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes files."""
+        return self.ranks.first
+
+    def parts(self, batches: Sequence[Batch]) -> list[Part]:
+        """What this rank computes of a step: a contiguous share of its micro-batches, or of their rows in fast mode
+        where there are not as many micro-batches as ranks."""
+        whole = [Part(i, batch, (i,)) for i, batch in enumerate(batches)]
+        if self.shares == 1:
+            return whole
+        if self.config.mode == "deterministic":
+            slots = self._slots(len(batches))
+            return whole[self.share_index * slots : (self.share_index + 1) * slots]
+        pieces = self.shares // math.gcd(len(batches), self.shares)
+        if pieces > 1:
+            cut = [(part, split(part.batch, pieces)) for part in whole]
+            whole = [
+                Part(p.micro, rows, (p.micro, "rows", i)) for p, few in cut for i, rows in enumerate(few)
+            ]
+        bounds = [len(whole) * i // self.shares for i in range(self.shares + 1)]
+        mine = whole[bounds[self.share_index] : bounds[self.share_index + 1]]
+        most = max(high - low for low, high in itertools.pairwise(bounds))
+        idle = [Part(p.micro, p.batch, p.stream, counted=False) for p in whole[:1]] * (most - len(mine))
+        return mine + (idle if self.keeps_pace else [])
+
+    def _slots(self, batches: int) -> int:
+        """Leaves of the tree that each rank has, empty ones counted."""
+        return int(max(self.shares, 1 << (batches - 1).bit_length()) // self.shares)
+
+    @property
+    def keeps_pace(self) -> bool:
+        """Whether the ranks meet inside forward and backward passes, so that all must make as many."""
+        return self.config.shard or self.sizes.expert > 1
+
+    def gradients(self, weights: Sequence[nn.Parameter], batches: int) -> Gradients:
+        """What adds the gradients of the parts of a step of `batches` micro-batches, here and among the ranks."""
+        if self.config.mode == "deterministic":
+            slots = self._slots(batches)
+            return Tree(weights, self.ranks, [rank * slots < batches for rank in range(self.ranks.size)])
+        return Plain() if self.ranks.size == 1 else Summed(weights)
+
+    def computing(self, part: Part) -> contextlib.AbstractContextManager[None]:
+        """Around the forward and backward passes of `part`."""
+        self._scale = 1.0 if part.counted else 0.0
+        return contextlib.nullcontext()
+
+    def backward(self, total: Tensor) -> None:
+        """The backward pass of a part's loss; nothing of a part that only keeps pace is added."""
+        (total if self._scale else total * 0.0).backward()
+
+    @property
+    def meets(self) -> bool:
+        """Whether ranks exchange tensors inside forward and backward passes, which then run in one thread."""
+        return self.keeps_pace or self.sizes.context > 1 or self.sizes.tensor > 1
+
+    def clip(self, weights: Sequence[nn.Parameter], limit: float) -> float:
+        """Scales the gradient down where its norm is above `limit`; returns the norm, that of all ranks' parts."""
+        return float(nn.utils.clip_grad_norm_(weights, limit))
+
+    def longest(self, seconds: float) -> float:
+        """The slowest rank's time, so that budgets in minutes end on all ranks at once."""
+        return self.ranks.largest(seconds)[0]
+
+    def agreed(self, asked: bool) -> bool:
+        """Whether any rank was asked to stop: then all stop, after the same step."""
+        return bool(self.ranks.largest(asked)[0])
+
+    def of_first(self, value: Any) -> Any:
+        """The first rank's value, on all."""
+        return self.ranks.of_first(value)
+
+    def alone(self, work: Callable[[], Any]) -> None:
+        """Lets the first rank do `work` while the others wait."""
+        self.ranks.lead(work)
+
+    def save(self, checkpoints: Checkpoints, snapshot: Snapshot) -> None:
+        """Writes a checkpoint: by the first rank where all hold the same."""
+        self.alone(lambda: checkpoints.save(snapshot))
+
+    def newest(self, checkpoints: Checkpoints) -> tuple[Snapshot | None, list[str]]:
+        """The newest whole checkpoint, which the first rank chooses; run folders are shared by all machines."""
+        found = self.ranks.lead(checkpoints.newest)
+        snapshot, damaged = found or (None, [])
+        step = self.of_first(snapshot and snapshot.step)
+        if snapshot is None and step is not None:
+            snapshot = read_snapshot(checkpoints.path(step))
+        return snapshot, damaged
+
+    def exchange(self, found: dict[str, Any]) -> list[dict[str, Any]]:
+        """Plain values of all ranks, in the order of the micro-batches."""
+        return self.ranks.gather(found)
+
+
+def team_for(config: ParallelConfig, model: nn.Module, device: torch.device) -> Team:
+    """This process's part in training `model`, which is changed to be the rank's part of it.
+
+    Raises UserError for sizes that do not multiply to the number of processes or do not divide the model.
+    """
+    return Team(config, current())
