@@ -5,14 +5,20 @@ with Run.open(folder, config, inputs, format=1) as run:
         run.log({"step": 1, "loss": 2.3})          # one line of metrics.jsonl
         run.finish({"loss": 2.1})                  # result.json, written last: its presence means done
 
-folder/ config.yaml  environment.json  inputs.json  metrics.jsonl  ...  result.json  run.lock
+folder/ config.yaml  environment.json  inputs.json  metrics.jsonl  ...  manifest.json  result.json  run.lock
+
+Every file is covered by a hash: inputs.json and result.json by a seal of their own, config.yaml by inputs.json, what
+a finished stage made by manifest.json, that by result.json, checkpoints by their own manifests, the rows of
+metrics.jsonl before a checkpoint by the checkpoint. What can be written again is, and `run.notes` says so; the rest
+is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
-import json
+import hashlib
 import os
 import platform
 import shutil
@@ -25,6 +31,8 @@ from typing import IO, Any
 
 from nalanda.base import io, machine
 from nalanda.base.errors import RunError
+from nalanda.base.journal import Journal
+from nalanda.base.outputs import CONFIG, INPUTS, RESULT, verify_outputs, write_outputs
 from nalanda.config import dump_yaml, load_yaml
 
 _held: set[Path] = set()
@@ -46,7 +54,7 @@ class Lock:
         if key in _held:
             raise RunError(f"{self.path.parent}: this process already works in that folder")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            io.make_folder(self.path.parent)
             file = self.path.open("a+", encoding="utf-8")
         except OSError as error:
             raise self._unusable(error) from None
@@ -61,9 +69,10 @@ class Lock:
             raise RunError(
                 f"{self.path.parent}: held by {holder}; wait for it, stop it, or choose another folder"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without saying whose it is
+            file.truncate(0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()} since {since}".encode())
         self.file = file
         _held.add(key)
 
@@ -100,15 +109,6 @@ def is_held(folder: Path) -> bool:
         return False
 
 
-def metrics_row(line: bytes) -> dict[str, Any] | None:
-    """One line of a metrics.jsonl; None for what a kill left of a line (cut anywhere, also inside a letter)."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
-
-
 def difference(old: Any, new: Any, path: str = "") -> list[str]:
     """The keys in which two configs differ, as `key: old -> new` lines."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -128,7 +128,8 @@ class Run:
         self.lock = Lock(path)
         self.fingerprint = fingerprint(config, inputs, format)
         self.started = time.monotonic()
-        self._metrics: IO[str] | None = None
+        self.journal = Journal(path / "metrics.jsonl")
+        self.notes: list[str] = []
 
     @classmethod
     def open(
@@ -171,26 +172,66 @@ class Run:
                 raise RunError(
                     f"{self.path}: not a run folder (holds {others[0]}); choose an empty or new folder"
                 )
-            (self.path / "result.json").unlink(missing_ok=True)  # of nobody knows what
-            # First of all: from here on the folder is this run's, wherever a kill comes.
-            values = {"fingerprint": self.fingerprint, "format": self.format, "inputs": self.inputs}
-            io.write_json(self.path / "inputs.json", values)
-            io.write_text(self.path / "config.yaml", dump_yaml(self.config))
-        elif not (self.path / "config.yaml").exists():
-            io.write_text(self.path / "config.yaml", dump_yaml(self.config))
+            (self.path / RESULT).unlink(missing_ok=True)  # of nobody knows what
+            self._claim()
+        elif _digest(self.path / CONFIG) != io.read_sealed(self.path / INPUTS).get("config"):
+            self.notes.append(f"{self.path / CONFIG}: missing or damaged; written again")
+            self._claim()
+        if self.done:
+            self._verify()
+
+    def _claim(self) -> None:
+        """Says whose folder this is: inputs.json first, so that from there on it is, wherever a kill comes."""
+        text = dump_yaml(self.config)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        values = {
+            "fingerprint": self.fingerprint,
+            "format": self.format,
+            "inputs": self.inputs,
+            "config": digest,
+        }
+        io.write_sealed(self.path / INPUTS, values)
+        io.write_text(self.path / CONFIG, text)
 
     def _known_fingerprint(self) -> str | None:
-        path = self.path / "inputs.json"
-        if not path.exists():
+        """Whose folder this is, None for nobody's; a lost inputs.json is written again where the rest tells."""
+        path = self.path / INPUTS
+        if not path.exists() and not self._mine():
             return None
-        values = io.read_json(path)
-        if not isinstance(values, dict) or "fingerprint" not in values:
-            raise RunError(f"{path}: damaged, no fingerprint in it; remove the folder or choose another")
-        return str(values["fingerprint"])
+        try:
+            return str(io.read_sealed(path)["fingerprint"])
+        except RunError as error:
+            if not self._mine():
+                raise RunError(f"{error}; put it back, or remove {self.path} to begin anew") from None
+            self.notes.append(f"{error}; written again: the rest of the folder is this run's")
+            self._claim()
+            return self.fingerprint
+
+    def _mine(self) -> bool:
+        """Whether the folder's other files say that it belongs to this run."""
+        if self.done:
+            try:
+                return io.read_sealed(self.path / RESULT).get("fingerprint") == self.fingerprint
+            except RunError:
+                return False
+        return _digest(self.path / CONFIG) == hashlib.sha256(dump_yaml(self.config).encode()).hexdigest()
+
+    def _verify(self) -> None:
+        """Raises RunError unless all that the finished stage made is as it was."""
+        try:
+            result = verify_outputs(self.path)
+            if result["fingerprint"] != self.fingerprint:
+                raise RunError(f"{self.path / RESULT}: belongs to another run")
+        except RunError as error:
+            again = ", training from its last checkpoint" if (self.path / "checkpoints").is_dir() else ""
+            raise RunError(
+                f"{error}; put it back, or remove {self.path / RESULT} and run the same command again: the stage is "
+                f"made again{again}"
+            ) from None
 
     def _foreign(self) -> str:
-        old = io.read_json(self.path / "inputs.json")
-        kept = self.path / "config.yaml"
+        old = io.read_sealed(self.path / INPUTS)
+        kept = self.path / CONFIG
         lines = difference(load_yaml(kept), self.config) if kept.exists() else ["it was cut off at its start"]
         lines += difference(old["inputs"], self.inputs, "input")
         if old["format"] != self.format:
@@ -212,55 +253,60 @@ class Run:
         place = self._place(known)
         if (place / "inputs.json").exists():
             _discard(place)
-        place.mkdir(parents=True, exist_ok=True)
-        for name in _in_order(self.path, first="result.json", last="inputs.json"):
-            _move(self.path / name, place / name)
+        io.make_folder(place)
+        self._move_all(self.path, place, first=RESULT, last=INPUTS)
 
     def _take_back(self, known: str | None) -> None:
         place = self._place(self.fingerprint)
         if not place.is_dir() or (known is not None and (place / "inputs.json").exists()):
             return
         io.remove_partials(place)
-        for name in _in_order(place, first="inputs.json", last="result.json"):
-            if known is not None and (self.path / name).exists():
-                _discard(place / name)  # the folder went on by itself meanwhile: what it has is newer
-            else:
-                _move(place / name, self.path / name)
+        if known is not None:  # the folder went on by itself meanwhile: what it has is newer
+            for entry in [entry for entry in place.iterdir() if (self.path / entry.name).exists()]:
+                _discard(entry)
+        self._move_all(place, self.path, first=INPUTS, last=RESULT)
         io.remove_partials(place)
         place.rmdir()
+
+    def _move_all(self, source: Path, target: Path, first: str, last: str) -> None:
+        names = sorted(entry.name for entry in source.iterdir() if entry.name != "run.lock")
+        for name in sorted(names, key=lambda name: (name != first, name == last)):
+            if name == last:
+                _sync(source, target)
+            _move(source / name, target / name)
+            if name == first:
+                _sync(source, target)
+        _sync(source, target)
 
     @property
     def done(self) -> bool:
         """Whether this config's work in this folder is finished."""
-        return (self.path / "result.json").exists()
+        return (self.path / RESULT).exists()
 
     def result(self) -> dict[str, Any]:
         """What `finish` was given, with fingerprint, seconds and peak memory."""
-        return dict(io.read_json(self.path / "result.json"))
+        return io.read_sealed(self.path / RESULT)
 
     def log(self, values: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl; a NaN or infinity is written as null."""
-        if self._metrics is None:
-            self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
-        clean = {k: None if isinstance(v, float) and v - v != 0 else v for k, v in values.items()}
-        with io.full_disk_is_clear(self.path / "metrics.jsonl"):
-            self._metrics.write(json.dumps(clean, ensure_ascii=False) + "\n")
-            self._metrics.flush()
+        self.journal.append(values)
 
     def rewind_metrics(self, step: int) -> None:
         """Drops the lines of metrics.jsonl that a resume from `step` will write again."""
-        path = self.path / "metrics.jsonl"
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
-        if path.exists():
-            lines = path.read_bytes().split(b"\n")
-            rows = [(line, metrics_row(line)) for line in lines]
-            with io.atomic_writer(path, "wb") as file:
-                file.writelines(line + b"\n" for line, row in rows if row and row.get("step", 0) <= step)
+        self.journal.rewind(step)
+
+    def check_metrics(self, mark: dict[str, Any]) -> str:
+        """What is wrong with the rows before the checkpoint that keeps `mark` (of `journal.mark`), in one line.
+
+        The damaged file is kept beside the new one, which has the rows that can be read; "" where all is well.
+        """
+        problem = self.journal.problem(mark)
+        if problem and (kept := self.journal.keep_damaged()):
+            problem += f"; it is kept as {kept.name}, and the rows that can be read go on"
+        return problem
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Writes environment.json, then result.json: the stage is done.
+        """Writes environment.json, manifest.json, then result.json: the stage is done, and all of it is on disk.
 
         `seconds` are those of its last attempt: what it did before a cut-off is not in them. A training stage
         adds its own `training_seconds`, which go on over attempts.
@@ -271,15 +317,14 @@ class Run:
             "format": self.format,
             "seconds": round(time.monotonic() - self.started, 3),
             "peak_memory_bytes": machine.peak_memory(),
+            "manifest": write_outputs(self.path),
             **result,
         }
-        io.write_json(self.path / "result.json", values)
+        io.write_sealed(self.path / RESULT, values)
 
     def close(self) -> None:
         """Releases the folder."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+        self.journal.close()
         self.lock.release()
 
     def __enter__(self) -> Run:
@@ -292,15 +337,15 @@ class Run:
         self.close()
 
 
-def _in_order(folder: Path, first: str, last: str) -> list[str]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name != "run.lock")
-    return sorted(names, key=lambda name: (name != first, name == last))
-
-
 def _move(entry: Path, target: Path) -> None:
     if target.exists():
         _discard(target)
     os.replace(entry, target)
+
+
+def _sync(*folders: Path) -> None:
+    for folder in folders:
+        io.sync_folder(folder)
 
 
 def _discard(path: Path) -> None:
@@ -334,6 +379,10 @@ def _without_places(values: Any, names: set[str], at: str = "") -> Any:
 
 def fingerprint_of(folder: Path) -> str:
     """The fingerprint of a finished stage's folder. Raises RunError when it is not finished."""
-    if not (folder / "result.json").exists():
+    if not (folder / RESULT).exists():
         raise RunError(f"{folder}: not a finished stage (no result.json); run it first")
-    return str(io.read_json(folder / "result.json")["fingerprint"])
+    return str(io.read_sealed(folder / RESULT)["fingerprint"])
+
+
+def _digest(path: Path) -> str:
+    return io.sha256_file(path) if path.is_file() else ""

@@ -19,6 +19,7 @@ from typing import Any
 
 from nalanda.base import io
 from nalanda.base.errors import RunError, UserError
+from nalanda.base.outputs import verify_outputs
 from nalanda.config import load_yaml
 from nalanda.evaluate.content import Arm
 from nalanda.evaluate.translation import SCORES, TRANSLATIONS
@@ -118,7 +119,12 @@ class Reader:
         return rows
 
     def stage(self, path: Path) -> StageRecord:
-        """One stage's folder."""
+        """One stage's folder; what is damaged in a finished one is named."""
+        if (path / "result.json").exists() and (path / io.MANIFEST).exists():
+            try:
+                verify_outputs(path)
+            except RunError as error:
+                self.problems.append(str(error))
         return StageRecord(
             path.name,
             path,

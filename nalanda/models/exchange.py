@@ -29,7 +29,7 @@ from nalanda.models.family import ConfigProblem, Family, one_line, shown
 from nalanda.models.gguf import open_gguf
 from nalanda.models.reading import Policy, build_empty, fill, settled
 from nalanda.models.rows import Source, fused_sizes, parts, sources
-from nalanda.models.safetensors_file import write_file
+from nalanda.models.safetensors_file import Writable, write_stream
 from nalanda.models.sentence import NAME, kept, read_sentence, sentence_files
 from nalanda.models.weights import SHARD_BYTES, Entry, Weights, open_weights, write_weights
 from nalanda.nn.model import Model
@@ -250,6 +250,6 @@ def _entry(key: str, value: Tensor) -> Entry:
     return Entry(key, tuple(value.shape), value.dtype, lambda: value.detach().cpu().contiguous())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file. Raises UserError when the disk is full; a half-written file may be left."""
-    write_file(path, [_entry(name, value) for name, value in tensors.items()], metadata or {})
+def write_tensors(file: Writable, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors as a safetensors file to `file`, which is open at `path`; a half-written one may be left."""
+    write_stream(file, path, [_entry(name, value) for name, value in tensors.items()], {})

@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -104,6 +104,13 @@ class Entry:
     def bytes(self) -> int:
         """What it takes on disk."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Writable(Protocol):
+    """What bytes are written to."""
+
+    def write(self, data: Any, /) -> Any:
+        """Writes all of `data`."""
 
 
 def quoted(key: str) -> str:
@@ -323,17 +330,22 @@ def write_file(path: Path, entries: Iterable[Entry], metadata: Mapping[str, str]
     Raises RunError where a key comes twice, a dtype has no name in the format, or `make` gives something else than
     its entry says. A file that is not whole may be left then, or when the disk is full.
     """
-    ordered = _ordered(path, entries)
     with path.open("wb") as file:
-        file.write(_encode_header(ordered, metadata))
-        for entry in ordered:
-            tensor = entry.make().detach()
-            if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
-                raise RunError(
-                    f"{path}: weight {quoted(entry.key)} was announced as {entry.dtype} {entry.shape} "
-                    f"and came as {tensor.dtype} {tuple(tensor.shape)}"
-                )
-            _write(file, tensor)
+        write_stream(file, path, entries, metadata)
+
+
+def write_stream(file: Writable, path: Path, entries: Iterable[Entry], metadata: Mapping[str, str]) -> None:
+    """Writes what `write_file` does to a file that is open already; `path` is for messages."""
+    ordered = _ordered(path, entries)
+    file.write(_encode_header(ordered, metadata))
+    for entry in ordered:
+        tensor = entry.make().detach()
+        if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
+            raise RunError(
+                f"{path}: weight {quoted(entry.key)} was announced as {entry.dtype} {entry.shape} "
+                f"and came as {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        _write(file, tensor)
 
 
 def _ordered(path: Path, entries: Iterable[Entry]) -> list[Entry]:
@@ -365,7 +377,7 @@ def _encode_header(entries: Iterable[Entry], metadata: Mapping[str, str]) -> byt
     return len(text).to_bytes(8, "little") + text
 
 
-def _write(file: BinaryIO, tensor: Tensor) -> None:
+def _write(file: Writable, tensor: Tensor) -> None:
     """Writes a tensor's elements in their order; copies a little at a time where they are elsewhere or scattered."""
     if tensor.numel() == 0:
         return

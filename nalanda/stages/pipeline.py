@@ -14,7 +14,9 @@ from typing import Any
 from nalanda.base import io, machine
 from nalanda.base.distributed import current
 from nalanda.base.errors import RunError
-from nalanda.base.run import Lock, Run, is_held, metrics_row
+from nalanda.base.journal import metrics_row
+from nalanda.base.outputs import verify_outputs, verify_part
+from nalanda.base.run import Lock, Run, is_held
 from nalanda.stages.recipe import Planned, Recipe
 from nalanda.stages.stage import Context, fingerprint_input
 
@@ -28,7 +30,7 @@ def run(recipe: Recipe, context: Context) -> dict[str, dict[str, Any]]:
         for planned in recipe.stages.values():
             results[planned.name] = _run_stage(planned, recipe, context)
         if recipe.is_pipeline and current().first:
-            io.write_json(recipe.folder / "result.json", _summary(recipe, results))
+            io.write_sealed(recipe.folder / "result.json", _summary(recipe, results))
     return results
 
 
@@ -42,7 +44,7 @@ def _pipeline_folder(recipe: Recipe) -> Iterator[None]:
     lock.acquire()
     try:
         (recipe.folder / "result.json").unlink(missing_ok=True)
-        io.write_json(recipe.folder / "pipeline.json", _plan(recipe))
+        io.write_sealed(recipe.folder / "pipeline.json", _plan(recipe))
         yield
     finally:
         lock.release()
@@ -89,7 +91,7 @@ def _together(planned: Planned, recipe: Recipe, context: Context) -> dict[str, A
 
 
 def _result_of(planned: Planned) -> dict[str, Any]:
-    return dict(io.read_json(planned.folder / "result.json"))
+    return io.read_sealed(planned.folder / "result.json")
 
 
 def _open(planned: Planned, recipe: Recipe) -> Run:
@@ -105,6 +107,8 @@ def _alone(planned: Planned, recipe: Recipe, context: Context, run: Run | None =
     """A stage by this process, in a folder that it opens or that is open."""
     config = planned.config
     with _open(planned, recipe) if run is None else contextlib.nullcontext(run) as opened:
+        for line in opened.notes:
+            context.note(f"{planned.name}: {line}")
         if opened.done:
             context.note(f"{planned.name}: done before, kept ({planned.folder})")
             _warn_of_upgrade(planned.folder, context)
@@ -138,7 +142,7 @@ def status(folder: Path) -> list[dict[str, Any]]:
     Raises RunError where there is no run.
     """
     if (folder / "pipeline.json").exists():
-        names = list(io.read_json(folder / "pipeline.json")["stages"])
+        names = list(io.read_sealed(folder / "pipeline.json")["stages"])
         return [_stage_status(folder / name, name) for name in names]
     if (folder / "config.yaml").exists() or (folder / "inputs.json").exists():
         return [_stage_status(folder, folder.name)]
@@ -148,8 +152,11 @@ def status(folder: Path) -> list[dict[str, Any]]:
 def _stage_status(folder: Path, name: str) -> dict[str, Any]:
     row: dict[str, Any] = {"stage": name, "state": "waiting", "seconds": None, "memory": None, "last": {}}
     if (folder / "result.json").exists():
-        result = io.read_json(folder / "result.json")
-        row |= {"state": "done", "seconds": result["seconds"], "memory": result["peak_memory_bytes"]}
+        try:
+            result = verify_outputs(folder)
+            row |= {"state": "done", "seconds": result["seconds"], "memory": result["peak_memory_bytes"]}
+        except RunError as error:
+            row["state"] = f"damaged: {error}"
     elif (folder / "inputs.json").exists():
         row["state"] = "running" if is_held(folder) else "cut off"
     row["last"] = last_metrics(folder / "metrics.jsonl")
@@ -170,19 +177,21 @@ def model_folder(place: Path, *, pickled: bool = False) -> Path:
     """The model folder that `place` means: itself, a stage's model/, or a pipeline's output stage's model/.
 
     A GGUF file is itself, and a name like org/name that is no path here means the hub's model, fetched once.
-    Raises RunError where there is none yet.
+    Raises RunError where there is none yet, or a finished stage's is not the one that it wrote.
     """
     if not place.is_dir():
         from nalanda.models.place import resolve
 
         return resolve(place, pickled=pickled)
     if (place / "config.json").exists():
+        if place.name == "model" and (place.parent / "result.json").exists():
+            verify_part(place.parent, "model")
         return place
     if (place / "model" / "config.json").exists():
-        return place / "model"
+        return model_folder(place / "model")
     if (place / "pipeline.json").exists():
-        output = io.read_json(place / "pipeline.json")["output"]
+        output = io.read_sealed(place / "pipeline.json")["output"]
         if (place / output / "model" / "config.json").exists():
-            return place / output / "model"
+            return model_folder(place / output / "model")
         raise RunError(f"{place}: its stage '{output}' has no model yet; run the recipe first")
     raise RunError(f"{place}: no model here (looked for config.json, model/config.json and pipeline.json)")

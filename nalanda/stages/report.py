@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from nalanda.base import io
 from nalanda.base.run import Run
 from nalanda.config import Config
 from nalanda.evaluate.report import pipeline_page, write_report
@@ -30,7 +31,12 @@ def run(config: ReportStage, run: Run, context: Context) -> dict[str, Any]:
 
 
 def write(folder: Path) -> Path:
-    """The report of a run at any time, into the run's folder. Returns the HTML file's path."""
+    """The report of a run at any time, into the run's folder. Returns the HTML file's path.
+
+    Raises RunError for a damaged plan; what else is damaged is named in the report.
+    """
+    if (folder / "pipeline.json").exists():
+        io.read_sealed(folder / "pipeline.json")
     html, _ = write_report(folder, pipeline_page(folder))
     return html
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from nalanda.base import io
 from nalanda.base.errors import DataError, RunError
+from nalanda.base.outputs import verify_outputs
 from nalanda.base.progress import ProgressFactory, silent, unsaid
 from nalanda.base.run import Run, fingerprint_of
 
@@ -45,12 +46,14 @@ def fingerprint_input(place: Path, key: str) -> str:
     """What identifies the input at `place`: a stage's fingerprint, else the contents of the file or folder.
 
     A stage's model/ counts as the stage. Raises DataError where there is nothing, RunError where the stage or
-    pipeline there is not finished.
+    pipeline there is not finished, or a file of it is damaged.
     """
     stage = place.parent if place.name == "model" and (place.parent / "inputs.json").exists() else place
     if any((stage / name).exists() for name in ("result.json", "inputs.json", "pipeline.json")):
         try:
-            return fingerprint_of(stage)
+            fingerprint = fingerprint_of(stage)
+            verify_outputs(stage)
+            return fingerprint
         except RunError as error:
             raise RunError(f"{key}: {error}") from None
     if place.is_file():

@@ -13,7 +13,7 @@ checkpoints/step-000500/
 
 from __future__ import annotations
 
-import shutil
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,10 @@ class CheckpointConfig(Config):
 
     every: int = Field(default=500, gt=0)
     keep: int = Field(default=2, gt=0)
+
+
+class NewerCheckpoint(RunError):
+    """A checkpoint that a later version of Nalanda wrote: not damaged, and nothing that may be passed over."""
 
 
 @dataclass
@@ -112,18 +116,21 @@ class Checkpoints:
         io.remove_partials(self.folder)
         write_snapshot(path, snapshot)
         for step in [s for s in self.steps() if s <= snapshot.step][: -self.config.keep]:
-            shutil.rmtree(self.path(step))
+            io.remove_folder(self.path(step))
         return path
 
     def newest(self) -> tuple[Snapshot | None, list[str]]:
         """The newest whole checkpoint, and one line for each damaged one that was passed over.
 
-        Raises RunError when there are checkpoints and all of them are damaged.
+        Raises RunError when there are checkpoints and all of them are damaged, or one is of a newer version.
         """
+        io.remove_partials(self.folder)
         damaged: list[str] = []
         for step in reversed(self.steps()):
             try:
-                return read_snapshot(self.path(step)), damaged
+                return self._read(step), damaged
+            except NewerCheckpoint:
+                raise
             except RunError as error:
                 damaged.append(str(error))
         if damaged:
@@ -132,28 +139,56 @@ class Checkpoints:
             )
         return None, []
 
+    def _read(self, step: int) -> Snapshot:
+        snapshot = read_snapshot(self.path(step))
+        if snapshot.step != step:
+            raise RunError(
+                f"{self.path(step)}: state.json says step {snapshot.step}: the folder is not in its place"
+            )
+        return snapshot
+
     def remove_after(self, step: int) -> None:
         """Removes the checkpoints of later steps: damaged ones that `newest` passed over."""
         for later in [s for s in self.steps() if s > step]:
-            shutil.rmtree(self.path(later))
+            io.remove_folder(self.path(later))
 
 
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
-    """Writes one checkpoint folder: it appears whole or not at all."""
+    """Writes one checkpoint folder: it appears whole or not at all. Nothing is read again to be hashed."""
     tensors = {f"optimizer/{k}": v for k, v in snapshot.optimizer.items()}
     tensors |= {f"extra/{k}": v for k, v in snapshot.extra.items()}
-    with io.atomic_folder(path) as draft:
-        write_tensors(draft / "model.safetensors", snapshot.model)
-        write_tensors(draft / "optimizer.safetensors", tensors)
-        state = {"format": FORMAT, "step": snapshot.step, "ties": snapshot.ties, **snapshot.state}
-        io.write_json(draft / "state.json", state)
+    parts = {"model.safetensors": snapshot.model, "optimizer.safetensors": tensors}
+    state = {"format": FORMAT, "step": snapshot.step, "ties": snapshot.ties, **snapshot.state}
+    known: io.Digests = {}
+    with io.atomic_folder(path, known=known, needed=bytes_of(snapshot)) as draft:
+        for name, values in parts.items():
+            with io.hashed_writer(draft / name, known) as file:
+                write_tensors(file, draft / name, values)
+        with io.hashed_writer(draft / "state.json", known) as file:
+            file.write((json.dumps(state, ensure_ascii=False, indent=2) + "\n").encode())
+
+
+def bytes_of(snapshot: Snapshot) -> int:
+    """What its tensors take."""
+    parts = (snapshot.model, snapshot.optimizer, snapshot.extra)
+    return sum(value.numel() * value.itemsize for part in parts for value in part.values())
 
 
 def read_snapshot(path: Path) -> Snapshot:
-    """Reads one checkpoint folder. Raises RunError naming the file that is missing, damaged or from elsewhere."""
+    """Reads one checkpoint folder.
+
+    Raises RunError naming the file that is missing, damaged or from elsewhere, NewerCheckpoint where another version
+    of Nalanda is needed to read it.
+    """
     io.verify_manifest(path)
-    state = io.read_json(path / "state.json")
-    if state.pop("format", None) != FORMAT:
+    state = io.read_mapping(path / "state.json")
+    version = state.pop("format", None)
+    if isinstance(version, int) and version > FORMAT:
+        raise NewerCheckpoint(
+            f"{path}: written by a newer version of Nalanda (checkpoint format {version}, this one reads {FORMAT}); "
+            "upgrade, or choose another run folder"
+        )
+    if version != FORMAT:
         raise RunError(f"{path}: written by another version of Nalanda (checkpoint format is not {FORMAT})")
     try:
         model = load_file(path / "model.safetensors")

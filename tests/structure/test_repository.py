@@ -33,15 +33,9 @@ COMMANDS = [
 ]
 
 PUBLIC = {
-    "nalanda.base.run": [
-        "Lock",
-        "Run",
-        "difference",
-        "fingerprint",
-        "fingerprint_of",
-        "is_held",
-        "metrics_row",
-    ],
+    "nalanda.base.journal": ["Journal", "metrics_row"],
+    "nalanda.base.outputs": ["verify_outputs", "verify_part", "write_outputs"],
+    "nalanda.base.run": ["Lock", "Run", "difference", "fingerprint", "fingerprint_of", "is_held"],
     "nalanda.config": [
         "Config",
         "ConfigError",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import nn
 
 from nalanda.base import io
 from nalanda.base.errors import RunError, UserError
-from nalanda.models import exchange
 from nalanda.train import checkpoint
 from nalanda.train.checkpoint import (
     CheckpointConfig,
@@ -112,11 +112,29 @@ def test_when_all_are_damaged_it_is_an_error(store: Checkpoints, toy: Any) -> No
         store.newest()
 
 
-def test_an_unknown_format_is_named(store: Checkpoints, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = store.save(snapshot(1, toy()))
+def test_a_checkpoint_of_a_newer_version_is_one_line_and_stays(
+    store: Checkpoints, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(snapshot(1, toy()))
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    path = store.save(snapshot(2, toy()))
     with pytest.raises(RunError, match="another version of Nalanda"):
-        read_snapshot(path)
+        read_snapshot(store.path(1))
+    monkeypatch.undo()
+    with pytest.raises(RunError, match=r"step-000002: written by a newer version .* upgrade") as caught:
+        store.newest()
+    assert "\n" not in str(caught.value)
+    assert path.exists()
+
+
+def test_folders_that_changed_places_are_noticed(store: Checkpoints, toy: Any) -> None:
+    for step in (1, 2):
+        store.save(snapshot(step, toy()))
+    store.path(1).rename(store.folder / "kept")
+    store.path(2).rename(store.path(1))
+    (store.folder / "kept").rename(store.path(2))
+    with pytest.raises(RunError, match=r"step-000002: state\.json says step 1"):
+        store.newest()
 
 
 @pytest.mark.parametrize(
@@ -144,22 +162,27 @@ def test_a_full_disk_keeps_what_was_saved(
     store: Checkpoints, toy: Any, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.save(snapshot(1, toy()))
-    real_save, real_json = exchange.write_file, io.write_json
+    whole, real_json = io.HashedFile.write, io.write_json
+    names = iter(["model.safetensors", "optimizer.safetensors", "state.json"])
+    real_writer = io.hashed_writer
 
-    def no_tensors(path: Path, entries: Any, metadata: Any) -> None:
-        real_save(path, entries, metadata)
-        if path.name == file:
-            path.write_bytes(path.read_bytes()[:100])
-            raise OSError(errno.ENOSPC, "No space left on device")
+    @contextlib.contextmanager
+    def writer(path: Path, known: io.Digests) -> Iterator[io.HashedFile]:
+        assert path.name == next(names)
+        with real_writer(path, known) as opened:
+            if path.name == file:
+                whole(opened, b"half")
+                raise OSError(errno.ENOSPC, "No space left on device")
+            yield opened
 
     def no_json(path: Path, values: Any) -> None:
         if path.name == file:
             raise OSError(errno.ENOSPC, "No space left on device")
         real_json(path, values)
 
-    monkeypatch.setattr(exchange, "write_file", no_tensors)
+    monkeypatch.setattr(io, "hashed_writer", writer)
     monkeypatch.setattr(io, "write_json", no_json)
-    with pytest.raises(UserError, match="the disk is full"):
+    with pytest.raises(UserError, match=r"the disk is full \(\d+ KiB needed, [\d,]+ [KM]iB free\)"):
         store.save(snapshot(2, toy()))
     monkeypatch.undo()
     assert [p.name for p in store.folder.iterdir()] == ["step-000001"]
