@@ -3,8 +3,14 @@
     loss, nll, correct = linear_cross_entropy(hidden_ND, weight_VD, bias_V, targets_N, weight_N)
 
 A head's loss is a scalar, so its gradient is known up to one factor as soon as the logits are: each chunk's
-logits are turned into their own gradient in place and multiplied out while they are still in cache. Three
-matrix products, as with plain autograd, but one chunk of memory (Liger Kernel, Hsu et al. 2024, the same idea).
+logits are turned into their own gradient in place. Three matrix products, as with plain autograd, but little memory
+(Liger Kernel, Hsu et al. 2024, the same idea).
+
+    rows of hidden states:  |---- block ----|---- block ----|    one product each for both gradients
+                            | chunk | chunk | chunk | chunk |    logits in fp32, while they are in cache
+
+Each block's gradient of the matrix is as large as the matrix itself: few blocks, or adding them up costs a tenth of
+a whole training step. So the logits' gradients of a block are kept in the compute type until it is full.
 """
 
 from __future__ import annotations
@@ -18,11 +24,19 @@ from torch.autograd.function import once_differentiable
 
 _CPU_LOGITS = 2**21  # logits held at once: 8 MiB, about what stays in the last-level cache
 _GPU_LOGITS = 2**26  # 256 MiB
+_CPU_BLOCK = 2**24  # gradients of logits held at once: 32 MiB in bf16
 
 
 def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
     """How many rows of logits to hold at once on `device`."""
     return max(256, (_CPU_LOGITS if device.type == "cpu" else _GPU_LOGITS) // vocabulary)
+
+
+def rows_per_block(vocabulary: int, chunk: int, device: torch.device) -> int:
+    """How many rows of the logits' gradients to hold at once on `device`: whole chunks."""
+    if device.type != "cpu":
+        return chunk
+    return max(1, _CPU_BLOCK // vocabulary // chunk) * chunk
 
 
 def linear_cross_entropy(
@@ -77,31 +91,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
         compute = _compute_type(hidden)
         sums = hidden.new_zeros(3, dtype=exact)
         grad_hidden = torch.empty_like(hidden) if needs[0] else None
-        grad_weight = weight.new_zeros(weight.shape, dtype=exact) if needs[1] else None
+        grad_weight = None
         grad_bias = bias.new_zeros(bias.shape, dtype=exact) if bias is not None and needs[2] else None
         matrix = weight.to(compute)
+        learns = any(needs[:3])
+        block = rows_per_block(weight.shape[0], rows, hidden.device)
+        slopes = hidden.new_empty(min(block, len(hidden)) if learns else 0, len(weight), dtype=compute)
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, hidden.shape[0], rows):
-                part = slice(start, start + rows)
-                x = hidden[part].to(compute)
-                logits = (x @ matrix.T).to(exact)
-                if bias is not None:
-                    logits += bias
-                bend = None if softcap is None else _cap(logits, softcap)
-                w = row_weight[part].to(exact)
-                into_gradient = _chunk(logits, targets[part], w, smoothing, z_loss, sums)
-                if not any(needs[:3]):
-                    continue
-                into_gradient()
-                if bend is not None:
-                    logits.mul_(bend)
-                slope = logits.to(compute)
+            for first in range(0, len(hidden), block):
+                x = hidden[first : first + block].to(compute)
+                for start in range(0, len(x), rows):
+                    here = slice(first + start, first + start + rows)
+                    logits = (x[start : start + rows] @ matrix.T).to(exact)
+                    if bias is not None:
+                        logits += bias
+                    bend = None if softcap is None else _cap(logits, softcap)
+                    w = row_weight[here].to(exact)
+                    into_gradient = _chunk(logits, targets[here], w, smoothing, z_loss, sums)
+                    if not learns:
+                        continue
+                    into_gradient()
+                    if bend is not None:
+                        logits.mul_(bend)
+                    slopes[start : start + len(logits)] = logits
+                    if grad_bias is not None:
+                        grad_bias += logits.sum(0)
+                slope = slopes[: len(x)]
                 if grad_hidden is not None:
-                    grad_hidden[part] = slope @ matrix
-                if grad_weight is not None:
-                    _accumulate(grad_weight, slope, x)
-                if grad_bias is not None:
-                    grad_bias += logits.sum(0)
+                    grad_hidden[first : first + block] = slope @ matrix
+                if needs[1]:
+                    grad_weight = _accumulate(grad_weight, slope, x, exact)
+        if needs[1] and grad_weight is None:  # no row at all
+            grad_weight = weight.new_zeros(weight.shape, dtype=exact)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.types = (weight.dtype, None if bias is None else bias.dtype)
         loss, nll, correct = sums.unbind()
@@ -121,12 +142,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _accumulate(grad_VD: Tensor, slope_NV: Tensor, x_ND: Tensor) -> None:
-    """Adds `slope.T @ x` to an accumulator that is never narrower than fp32."""
-    if slope_NV.dtype == grad_VD.dtype:
-        grad_VD.addmm_(slope_NV.T, x_ND)
-    else:
-        grad_VD += slope_NV.T @ x_ND
+def _accumulate(grad_VD: Tensor | None, slope_NV: Tensor, x_ND: Tensor, exact: torch.dtype) -> Tensor:
+    """`slope.T @ x`, added to what earlier blocks gave, which is never narrower than fp32."""
+    if grad_VD is None:
+        return (slope_NV.T @ x_ND).to(exact)
+    if slope_NV.dtype == exact:
+        return grad_VD.addmm_(slope_NV.T, x_ND)
+    return grad_VD.add_(slope_NV.T @ x_ND)
 
 
 def _cap(logits: Tensor, softcap: float) -> Tensor:

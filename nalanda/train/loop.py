@@ -30,6 +30,7 @@ from nalanda.data.batch import Batch
 from nalanda.data.loader import Loader
 from nalanda.data.source import Source
 from nalanda.objectives.loss import Objective
+from nalanda.train.allocator import retained
 from nalanda.train.average import Average
 from nalanda.train.checkpoint import Checkpoints, read_snapshot
 from nalanda.train.compile import compiled, decide
@@ -73,7 +74,7 @@ def fit(
     UserError for a full disk (earlier checkpoints stay whole).
     """
     place = torch.device(device) if device is not None else default_device()
-    with _settings(config, place):
+    with _settings(config, place), retained():
         trainer = Trainer(model.to(place), objective, source, config, run_folder, hooks, log, rewind, place)
         trainer.resume()
         trainer.run(progress)
