@@ -14,9 +14,10 @@ checkpoints/step-000500/
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field
@@ -28,8 +29,10 @@ from nalanda.base import io
 from nalanda.base.errors import RunError
 from nalanda.config import Config
 from nalanda.models.exchange import write_tensors
+from nalanda.train.parallel_files import PIECES, Own, read_pieces
 
 FORMAT = 1
+Found = TypeVar("Found")
 
 
 class CheckpointConfig(Config):
@@ -57,15 +60,14 @@ class Snapshot:
 
 def weights_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The model's weights and buffers by name, each stored once, and other name -> first name of the tied ones."""
-    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    first: dict[int, str] = {}
     weights: dict[str, Tensor] = {}
     ties: dict[str, str] = {}
-    for name, value in model.state_dict().items():
-        key = (value.data_ptr(), tuple(value.shape))
-        if value.numel() and key in first:
-            ties[name] = first[key]
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) in first:
+            ties[name] = first[id(value)]
         else:
-            first[key] = name
+            first[id(value)] = name
             weights[name] = value.detach()
     return weights, ties
 
@@ -115,20 +117,36 @@ class Checkpoints:
         path = self.path(snapshot.step)
         io.remove_partials(self.folder)
         write_snapshot(path, snapshot)
-        for step in [s for s in self.steps() if s <= snapshot.step][: -self.config.keep]:
-            io.remove_folder(self.path(step))
+        self.remove_before(snapshot.step)
         return path
+
+    def remove_before(self, step: int) -> None:
+        """Removes the oldest checkpoints beyond `keep`, of those up to `step`."""
+        for old in [s for s in self.steps() if s <= step][: -self.config.keep]:
+            io.remove_folder(self.path(old))
 
     def newest(self) -> tuple[Snapshot | None, list[str]]:
         """The newest whole checkpoint, and one line for each damaged one that was passed over.
 
         Raises RunError when there are checkpoints and all of them are damaged, or one is of a newer version.
         """
+        return self._newest(self._read)
+
+    def newest_step(self) -> tuple[int | None, list[str]]:
+        """The step of the newest whole checkpoint; hashes are checked and no tensor is read."""
+
+        def checked(step: int) -> int:
+            io.verify_manifest(self.path(step))
+            return step
+
+        return self._newest(checked)
+
+    def _newest(self, read: Callable[[int], Found]) -> tuple[Found | None, list[str]]:
         io.remove_partials(self.folder)
         damaged: list[str] = []
         for step in reversed(self.steps()):
             try:
-                return self._read(step), damaged
+                return read(step), damaged
             except NewerCheckpoint:
                 raise
             except RunError as error:
@@ -139,8 +157,12 @@ class Checkpoints:
             )
         return None, []
 
-    def _read(self, step: int) -> Snapshot:
-        snapshot = read_snapshot(self.path(step))
+    def read(self, step: int, own: Own) -> Snapshot:
+        """The checkpoint of a step that `newest_step` gave; `own` takes what is wanted of each tensor."""
+        return self._read(step, own, verify=False)
+
+    def _read(self, step: int, own: Own = lambda key, whole: whole, verify: bool = True) -> Snapshot:
+        snapshot = read_snapshot(self.path(step), own, verify)
         if snapshot.step != step:
             raise RunError(
                 f"{self.path(step)}: state.json says step {snapshot.step}: the folder is not in its place"
@@ -158,14 +180,24 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     tensors = {f"optimizer/{k}": v for k, v in snapshot.optimizer.items()}
     tensors |= {f"extra/{k}": v for k, v in snapshot.extra.items()}
     parts = {"model.safetensors": snapshot.model, "optimizer.safetensors": tensors}
-    state = {"format": FORMAT, "step": snapshot.step, "ties": snapshot.ties, **snapshot.state}
     known: io.Digests = {}
     with io.atomic_folder(path, known=known, needed=bytes_of(snapshot)) as draft:
         for name, values in parts.items():
             with io.hashed_writer(draft / name, known) as file:
                 write_tensors(file, draft / name, values)
         with io.hashed_writer(draft / "state.json", known) as file:
-            file.write((json.dumps(state, ensure_ascii=False, indent=2) + "\n").encode())
+            file.write((json.dumps(state_of(snapshot), ensure_ascii=False, indent=2) + "\n").encode())
+
+
+def state_of(snapshot: Snapshot) -> dict[str, Any]:
+    """What state.json holds."""
+    return {"format": FORMAT, "step": snapshot.step, "ties": snapshot.ties, **snapshot.state}
+
+
+def all_tensors(snapshot: Snapshot) -> dict[str, Tensor]:
+    """Every tensor, its name after `model/`, `optimizer/` or `extra/`."""
+    parts = {"model": snapshot.model, "optimizer": snapshot.optimizer, "extra": snapshot.extra}
+    return {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
 
 
 def bytes_of(snapshot: Snapshot) -> int:
@@ -174,13 +206,14 @@ def bytes_of(snapshot: Snapshot) -> int:
     return sum(value.numel() * value.itemsize for part in parts for value in part.values())
 
 
-def read_snapshot(path: Path) -> Snapshot:
-    """Reads one checkpoint folder.
+def read_snapshot(path: Path, own: Own = lambda key, whole: whole, verify: bool = True) -> Snapshot:
+    """Reads one checkpoint folder, of one process or of several. `own` takes what is wanted of each tensor.
 
     Raises RunError naming the file that is missing, damaged or from elsewhere, NewerCheckpoint where another version
     of Nalanda is needed to read it.
     """
-    io.verify_manifest(path)
+    if verify:
+        io.verify_manifest(path)
     state = io.read_mapping(path / "state.json")
     version = state.pop("format", None)
     if isinstance(version, int) and version > FORMAT:
@@ -190,14 +223,17 @@ def read_snapshot(path: Path) -> Snapshot:
         )
     if version != FORMAT:
         raise RunError(f"{path}: written by another version of Nalanda (checkpoint format is not {FORMAT})")
-    try:
-        model = load_file(path / "model.safetensors")
-        tensors = load_file(path / "optimizer.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from error
+    if (path / PIECES).exists():
+        tensors = read_pieces(path, own)
+    else:
+        try:
+            tensors = {f"model/{k}": own(k, v) for k, v in load_file(path / "model.safetensors").items()}
+            tensors |= {k: own(k, v) for k, v in load_file(path / "optimizer.safetensors").items()}
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{path}: cannot be read: {error}") from error
     return Snapshot(
         step=state.pop("step"),
-        model=model,
+        model=under("model/", tensors),
         optimizer=under("optimizer/", tensors),
         extra=under("extra/", tensors),
         state=state,

@@ -75,7 +75,10 @@ def fit(
     """
     place = torch.device(device) if device is not None else default_device()
     with _settings(config, place), retained():
-        trainer = Trainer(model.to(place), objective, source, config, run_folder, hooks, log, rewind, place)
+        model = (
+            model if config.parallel.shard else model.to(place)
+        )  # else block by block, as it is shared out
+        trainer = Trainer(model, objective, source, config, run_folder, hooks, log, rewind, place)
         trainer.resume()
         trainer.run(progress)
         return trainer.finish()
@@ -131,6 +134,7 @@ class Trainer:
         self.budget = Budget(config.budget, _replayed(config.budget))
         self.optimizer = Optimizer(config.optimizer, model)
         self.optimizer.share_out(self.lanes)
+        self.team.spread(self.optimizer)
         self.average = Average(config.ema, model) if config.ema else None
         self.checkpoints = Checkpoints(run_folder / "checkpoints", config.checkpoint)
         self.window = Window()
@@ -205,7 +209,7 @@ class Trainer:
         result = accumulate(self.model, self.objective, batches, lanes=self.lanes, **self._how(step))
         limit = self.config.clip if self.config.clip is not None else float("inf")
         self.tallies = result.tallies
-        norm = self.team.clip(self.optimizer.parameters, limit)
+        norm = self.team.clip(self.optimizer.named, limit)
         check_gradient(norm, step, batches)
         rate = self.optimizer.step(self.schedule.factor(progress))
         self.optimizer.zero_grad()
@@ -239,7 +243,7 @@ class Trainer:
             precision=self.precision,
             seed=self.config.seed,
             log=self.log,
-            weights=self.average.used if self.average is not None else contextlib.nullcontext,
+            weights=lambda: self.team.gathered(self.average.used if self.average else contextlib.nullcontext),
             tallies=self.tallies,
         )
 
@@ -269,12 +273,13 @@ class Trainer:
             "training_seconds": round(self.budget.seconds, 3),
             **self.window.totals(),
             **environment(self),
-            "parameters": sum(weight.numel() for weight in self.optimizer.parameters),
+            "parameters": self.team.parameters(self.optimizer.named),
             "stopped": self.stopped or "budget spent",
             "notes": self.notes,
         }
         for hook in self.hooks:
             result |= hook.finish(self.model)
+        self.team.restore()
         self.model.eval()
         return result
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -28,10 +28,16 @@ from torch import Tensor, nn
 
 from nalanda.base.distributed import Ranks, current
 from nalanda.base.errors import UserError
+from nalanda.base.io import remove_partials
 from nalanda.config import Config
 from nalanda.data.batch import Batch
-from nalanda.train.checkpoint import Checkpoints, Snapshot, read_snapshot
+from nalanda.train.checkpoint import Checkpoints, Snapshot, all_tensors, state_of
 from nalanda.train.lanes import split
+from nalanda.train.optimizer import Optimizer
+from nalanda.train.parallel_files import write_pieces
+from nalanda.train.parallel_layout import Layouts, local_of
+from nalanda.train.parallel_model import Arrangement, arrange
+from nalanda.train.parallel_muon import spread
 from nalanda.train.parallel_sum import Gradients, Plain, Summed, Tree
 
 
@@ -96,24 +102,30 @@ def sizes_of(config: ParallelConfig, world: int) -> Sizes:
 @dataclass(frozen=True)
 class Part:
     """What goes through the model at once. `micro`: its micro-batch; `stream`: names of its random numbers;
-    `counted`: False for a pass that only keeps pace with the other ranks."""
+    `counted`: False for a pass that only keeps pace with the other ranks; `last`: of this rank's in the step."""
 
     micro: int
     batch: Batch
     stream: tuple[str | int, ...]
     counted: bool = True
+    last: bool = False
 
 
 class Team:
     """This rank's part in a run. `Team()` is a process alone, which does everything in the usual way."""
 
-    def __init__(self, config: ParallelConfig | None = None, ranks: Ranks | None = None) -> None:
-        """Raises UserError where the sizes are not those of the run."""
+    def __init__(
+        self, config: ParallelConfig | None = None, ranks: Ranks | None = None, model: nn.Module | None = None
+    ) -> None:
+        """`model`: the one to arrange, where ranks hold parts of it. Raises UserError for sizes that are not the
+        run's."""
         self.config = config or ParallelConfig()
         self.ranks = ranks or Ranks()
         self.sizes = sizes_of(self.config, self.ranks.size)
         self.shares = self.sizes.data * self.sizes.expert
         self._scale = 1.0
+        self.model = model
+        self.arrangement: Arrangement | None = None
         self.share_index = self.ranks.rank // (self.sizes.context * self.sizes.tensor)
 
     @property
@@ -126,7 +138,7 @@ class Team:
         where there are not as many micro-batches as ranks."""
         whole = [Part(i, batch, (i,)) for i, batch in enumerate(batches)]
         if self.shares == 1:
-            return whole
+            return [*whole[:-1], replace(whole[-1], last=True)]
         if self.config.mode == "deterministic":
             slots = self._slots(len(batches))
             return whole[self.share_index * slots : (self.share_index + 1) * slots]
@@ -138,9 +150,10 @@ class Team:
             ]
         bounds = [len(whole) * i // self.shares for i in range(self.shares + 1)]
         mine = whole[bounds[self.share_index] : bounds[self.share_index + 1]]
-        most = max(high - low for low, high in itertools.pairwise(bounds))
-        idle = [Part(p.micro, p.batch, p.stream, counted=False) for p in whole[:1]] * (most - len(mine))
-        return mine + (idle if self.keeps_pace else [])
+        if self.keeps_pace:
+            most = max(high - low for low, high in itertools.pairwise(bounds))
+            mine += [replace(whole[0], counted=False)] * (most - len(mine))
+        return [*mine[:-1], *(replace(part, last=True) for part in mine[-1:])]
 
     def _slots(self, batches: int) -> int:
         """Leaves of the tree that each rank has, empty ones counted."""
@@ -156,11 +169,13 @@ class Team:
         if self.config.mode == "deterministic":
             slots = self._slots(batches)
             return Tree(weights, self.ranks, [rank * slots < batches for rank in range(self.ranks.size)])
-        return Plain() if self.ranks.size == 1 else Summed(weights)
+        return Plain() if self.ranks.size == 1 or self.config.shard else Summed(weights)
 
     def computing(self, part: Part) -> contextlib.AbstractContextManager[None]:
         """Around the forward and backward passes of `part`."""
         self._scale = 1.0 if part.counted else 0.0
+        if self.config.shard and self.model is not None:  # weights' gradients wait for the step's last part
+            self.model.set_requires_gradient_sync(part.last)  # type: ignore[operator]
         return contextlib.nullcontext()
 
     def backward(self, total: Tensor) -> None:
@@ -172,9 +187,15 @@ class Team:
         """Whether ranks exchange tensors inside forward and backward passes, which then run in one thread."""
         return self.keeps_pace or self.sizes.context > 1 or self.sizes.tensor > 1
 
-    def clip(self, weights: Sequence[nn.Parameter], limit: float) -> float:
+    def clip(self, named: dict[str, nn.Parameter], limit: float) -> float:
         """Scales the gradient down where its norm is above `limit`; returns the norm, that of all ranks' parts."""
-        return float(nn.utils.clip_grad_norm_(weights, limit))
+        if self.arrangement is None:
+            return float(nn.utils.clip_grad_norm_(named.values(), limit))
+        norm = math.sqrt(math.fsum(self.ranks.gather(self.arrangement.layouts.squares(named))))
+        if norm > limit:
+            gradients = [local_of(weight.grad) for weight in named.values() if weight.grad is not None]
+            torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+        return norm
 
     def longest(self, seconds: float) -> float:
         """The slowest rank's time, so that budgets in minutes end on all ranks at once."""
@@ -193,17 +214,60 @@ class Team:
         self.ranks.lead(work)
 
     def save(self, checkpoints: Checkpoints, snapshot: Snapshot) -> None:
-        """Writes a checkpoint: by the first rank where all hold the same."""
-        self.alone(lambda: checkpoints.save(snapshot))
+        """Writes a checkpoint: by the first rank where all hold the same, else by all."""
+        if self.arrangement is None:
+            self.alone(lambda: checkpoints.save(snapshot))
+        else:
+            self.alone(lambda: remove_partials(checkpoints.folder))
+            place, layouts = checkpoints.path(snapshot.step), self.arrangement.layouts
+            write_pieces(place, all_tensors(snapshot), state_of(snapshot), layouts, self.ranks)
+            self.alone(lambda: checkpoints.remove_before(snapshot.step))
 
     def newest(self, checkpoints: Checkpoints) -> tuple[Snapshot | None, list[str]]:
-        """The newest whole checkpoint, which the first rank chooses; run folders are shared by all machines."""
-        found = self.ranks.lead(checkpoints.newest)
-        snapshot, damaged = found or (None, [])
-        step = self.of_first(snapshot and snapshot.step)
-        if snapshot is None and step is not None:
-            snapshot = read_snapshot(checkpoints.path(step))
-        return snapshot, damaged
+        """The newest whole checkpoint, of which each rank reads its own part.
+
+        The first rank chooses it and checks its hashes. Run folders are shared by all machines.
+        """
+        if self.ranks.size == 1:
+            return checkpoints.newest()
+        step, damaged = self.ranks.lead(checkpoints.newest_step) or (None, [])
+        step = self.of_first(step)
+        if step is None:
+            return None, damaged
+        own = (lambda key, whole: whole) if self.arrangement is None else self.arrangement.layouts.own
+        return checkpoints.read(step, own), damaged
+
+    def parameters(self, weights: Mapping[str, Tensor]) -> int:
+        """How many numbers whole weights have."""
+        return sum(int(torch.Size(shape).numel()) for shape in self.shapes(weights).values())
+
+    def shapes(self, tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+        """The shapes of whole weights."""
+        layouts = Layouts({}) if self.arrangement is None else self.arrangement.layouts
+        return layouts.shapes(tensors)
+
+    @contextlib.contextmanager
+    def gathered(self, weights: Callable[[], contextlib.AbstractContextManager[None]]) -> Iterator[None]:
+        """Inside `weights()`, with all that is outside of blocks gathered: a model's parts can be called alone."""
+        with weights():
+            if not self.config.shard or self.model is None:
+                yield
+                return
+            self.model.unshard()  # type: ignore[operator]
+            try:
+                yield
+            finally:
+                self.model.reshard()  # type: ignore[operator]
+
+    def spread(self, optimizer: Optimizer) -> None:
+        """Lets the optimizer update weights of which ranks hold parts."""
+        if self.arrangement is not None:
+            spread(optimizer, self.arrangement)
+
+    def restore(self) -> None:
+        """Makes the model plain again."""
+        if self.arrangement is not None and self.model is not None:
+            self.arrangement.restore(self.model, self.ranks)
 
     def exchange(self, found: dict[str, Any]) -> list[dict[str, Any]]:
         """Plain values of all ranks, in the order of the micro-batches."""
@@ -215,4 +279,7 @@ def team_for(config: ParallelConfig, model: nn.Module, device: torch.device) -> 
 
     Raises UserError for sizes that do not multiply to the number of processes or do not divide the model.
     """
-    return Team(config, current())
+    team = Team(config, current(), model)
+    if team.meets:
+        team.arrangement = arrange(model, config, team.sizes, device)
+    return team

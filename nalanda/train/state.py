@@ -31,7 +31,7 @@ def identity(trainer: Trainer) -> dict[str, Any]:
         "objective": io.fingerprint(config),
         "model": io.fingerprint(
             [
-                {name: list(value.shape) for name, value in weights.items()},
+                trainer.team.shapes(weights),
                 spec.to_dict() if isinstance(spec, Config) else None,
             ]
         ),
