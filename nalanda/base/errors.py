@@ -5,6 +5,7 @@ UserError (1)            anything that the user can mend
 |- DataError (3)         input that cannot be read or does not fit
 |- RunError (4)          a run folder that is held, foreign or damaged
 `- Interrupted (130)     Ctrl-C; the run goes on where it was
+   `- Terminated (143)   the same by SIGTERM, as clusters and containers send it
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ class RunError(UserError):
 
 
 class Interrupted(UserError):
-    """The user pressed Ctrl-C (or the system sent SIGTERM); what was saved is whole."""
+    """The user pressed Ctrl-C; what was saved is whole."""
 
     exit_code = 130
+
+
+class Terminated(Interrupted):
+    """The system sent SIGTERM; what was saved is whole."""
+
+    exit_code = 143

@@ -84,6 +84,22 @@ def environment() -> dict[str, Any]:
     return values
 
 
+def free_memory() -> int | None:
+    """Bytes of memory that this process may still take, its container's limit counted; None where nobody says."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+    try:
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2].lstrip("/")
+        place = Path("/sys/fs/cgroup") / group
+        limit, used = ((place / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return min(free, max(int(limit) - int(used), 0))
+    except (OSError, ValueError):  # no such limit
+        return free
+
+
 def reset_peak_memory() -> None:
     """Starts a new measurement of this process's peak resident memory (Linux; elsewhere it stays a total)."""
     try:

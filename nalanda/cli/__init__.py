@@ -1,9 +1,9 @@
 """The command line: `nalanda VERB [ACTION] TARGET [key=value ...] [--flags]`.
 
 Exit codes: 0 done; 1 something the user can mend; 2 a mistake in a recipe or on the command line; 3 input data that
-is missing, damaged or does not fit; 4 a run folder that is held, foreign or damaged; 130 interrupted (what was saved
-is whole, and the same command goes on). This package imports neither torch nor anything that does; each command
-imports what it needs. Commands on recipes are here, those on a model in models.py.
+is missing, damaged or does not fit; 4 a run folder that is held, foreign or damaged; 130 interrupted, 143 terminated
+by SIGTERM (what was saved is whole, and the same command goes on). This package imports neither torch nor anything
+that does; each command imports what it needs. Commands on recipes are here, those on a model in models.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 import nalanda
-from nalanda.base.errors import Interrupted, UserError
+from nalanda.base.errors import Interrupted, Terminated, UserError
 from nalanda.cli import models
 
 _HELP = """Raw text to an evaluated, served language model.
@@ -32,7 +32,8 @@ _HELP = """Raw text to an evaluated, served language model.
 \b
 Exit codes: 0 done, 1 something you can mend, 2 a mistake in a recipe or on the
 command line, 3 data that is missing, damaged or does not fit, 4 a run folder
-that is held, foreign or damaged, 130 interrupted (run again to go on).
+that is held, foreign or damaged, 130 interrupted, 143 terminated (run again
+to go on).
 """
 
 app = typer.Typer(
@@ -66,7 +67,7 @@ def _note(text: str) -> None:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise SystemExit(Terminated.exit_code)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -81,8 +82,9 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         _fail(error)
     except SystemExit as stop:
-        if stop.code == Interrupted.exit_code:  # what typer makes of a KeyboardInterrupt
-            _fail(Interrupted("interrupted; run the same command again to go on"))
+        for kind in (Interrupted, Terminated):  # what typer makes of a KeyboardInterrupt, and `_terminate`
+            if stop.code == kind.exit_code:
+                _fail(kind(f"{kind.__name__.lower()}; run the same command again to go on"))
         raise
     except OSError as error:
         _fail(UserError(f"{error.filename or 'input or output'}: {error.strerror or error}"))

@@ -200,6 +200,8 @@ def _run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
         hooks=hooks,
         log=run.log,
         rewind=run.rewind_metrics,
+        mark=run.journal.mark,
+        verify=run.check_metrics,
         progress=context.progress,
     )
     result["notes"] = [*notes, *result["notes"]]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from nalanda.base import io
 from nalanda.base.errors import RunError
-from nalanda.config import Config
+from nalanda.config import Config, unset
 from nalanda.models.exchange import write_tensors
 from nalanda.train.parallel_files import PIECES, Own, read_pieces
 
@@ -36,10 +36,17 @@ Found = TypeVar("Found")
 
 
 class CheckpointConfig(Config):
-    """When to save (`every` optimizer steps, and at the end) and how many of the newest to keep."""
+    """When to save and how many of the newest to keep.
+
+    every: optimizer steps between checkpoints; one more is made at the end. minutes: of wall clock after which one is
+    made in any case. asynchronous: whether they are written while training goes on, from a copy in memory. None of
+    these changes a bit of what is trained.
+    """
 
     every: int = Field(default=500, gt=0)
+    minutes: float | None = Field(default=None, gt=0, exclude_if=unset)
     keep: int = Field(default=2, gt=0)
+    asynchronous: bool = Field(default=True, exclude_if=bool)
 
 
 class NewerCheckpoint(RunError):

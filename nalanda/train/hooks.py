@@ -33,7 +33,7 @@ from nalanda.train.precision import autocast
 @dataclass
 class Moment:
     """What a hook sees. `step`: steps done; `last`: whether the budget is spent; `tallies`: the objective's, of this
-    step; `stop`: a reason to end here."""
+    step; `stop`: a reason to end here; `asked`: whether a signal asks for an end, so that long work is put off."""
 
     step: int
     last: bool
@@ -45,6 +45,11 @@ class Moment:
     weights: Callable[[], contextlib.AbstractContextManager[None]]
     tallies: dict[str, Tensor] = field(default_factory=dict)
     stop: str = ""
+    asked: Callable[[], bool] = lambda: False
+
+
+class Postponed(Exception):
+    """Raised by a hook's `after_step` that has changed nothing yet: it runs again when the run goes on."""
 
 
 class Hook:
@@ -111,11 +116,12 @@ def evaluate(
     device: torch.device,
     precision: str = "fp32",
     batches: int | None = None,
+    asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """The objective over one pass of `source.epoch()`: loss, each metric, and perplexity where nll is one.
 
     Sums over the whole pass are divided once, so the result does not depend on the batches' sizes.
-    Raises DataError when the pass has nothing to score.
+    Raises DataError when the pass has nothing to score, Postponed when `asked` says that there is no time for it.
     """
     totals: dict[str, float] = {}
     terms: dict[str, float] = {}
@@ -124,6 +130,8 @@ def evaluate(
         for index, batch in enumerate(source.epoch()):
             if batches is not None and index >= batches:
                 break
+            if asked():
+                raise Postponed
             counts = objective.weights(batch)
             totals = add_counts([totals, counts])
             with autocast(precision, device):
@@ -166,6 +174,7 @@ class Evaluation(Hook):
                 device=moment.device,
                 precision=moment.precision,
                 batches=self.config.batches,
+                asked=moment.asked,
             )
             moment.log(
                 {"step": moment.step, **{f"{self.name}_{key}": value for key, value in values.items()}}

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from nalanda.base.errors import Interrupted
 from nalanda.base.progress import Progress, ProgressFactory, silent
 from nalanda.data.batch import Batch
 from nalanda.data.loader import Loader
@@ -32,11 +31,11 @@ from nalanda.data.source import Source
 from nalanda.objectives.loss import Objective
 from nalanda.train.allocator import retained
 from nalanda.train.average import Average
-from nalanda.train.checkpoint import Checkpoints, read_snapshot
+from nalanda.train.checkpoint import Checkpoints, Snapshot, read_snapshot
 from nalanda.train.compile import compiled, decide
 from nalanda.train.config import LoopConfig
-from nalanda.train.hooks import Hook, Moment
-from nalanda.train.interrupt import Interruption
+from nalanda.train.hooks import Hook, Moment, Postponed
+from nalanda.train.interrupt import Interruption, stopped
 from nalanda.train.lanes import Lanes, lanes_for
 from nalanda.train.optimizer import Optimizer
 from nalanda.train.parallel import team_for
@@ -45,6 +44,7 @@ from nalanda.train.schedule import Budget, BudgetConfig
 from nalanda.train.state import adopt, environment, snapshot_of
 from nalanda.train.step import accumulate, check_gradient
 from nalanda.train.window import Window
+from nalanda.train.writer import Writer
 
 Row = dict[str, Any]
 
@@ -64,14 +64,16 @@ def fit(
     hooks: Sequence[Hook] = (),
     log: Callable[[Row], None] = lambda row: None,
     rewind: Callable[[int], None] = lambda step: None,
+    mark: Callable[[], Row] = dict,
+    verify: Callable[[Row], str] = lambda mark: "",
     progress: ProgressFactory = silent,
     device: torch.device | str | None = None,
 ) -> Row:
     """Trains `model` in place until the budget is spent and returns what to put into result.json.
 
-    Raises Interrupted after Ctrl-C or SIGTERM (the step is finished and saved first), RunError for a loss that is
-    not finite (naming step and samples) and for checkpoints of another config, objective, model or source,
-    UserError for a full disk (earlier checkpoints stay whole).
+    Raises Interrupted after Ctrl-C, Terminated after SIGTERM (the step is finished and saved first), RunError for a
+    loss that is not finite (naming step and samples) and for checkpoints of another config, objective, model or
+    source, UserError for a full disk (earlier checkpoints stay whole).
     """
     place = torch.device(device) if device is not None else default_device()
     with _settings(config, place), retained():
@@ -79,6 +81,7 @@ def fit(
             model if config.parallel.shard else model.to(place)
         )  # else block by block, as it is shared out
         trainer = Trainer(model, objective, source, config, run_folder, hooks, log, rewind, place)
+        trainer.mark, trainer.verify = mark, verify
         trainer.resume()
         trainer.run(progress)
         return trainer.finish()
@@ -138,8 +141,12 @@ class Trainer:
         self.average = Average(config.ema, model) if config.ema else None
         self.checkpoints = Checkpoints(run_folder / "checkpoints", config.checkpoint)
         self.window = Window()
+        self.writer = Writer(self.checkpoints)
+        self.mark: Callable[[], Row] = dict
+        self.verify: Callable[[Row], str] = lambda mark: ""
         self.tallies: dict[str, torch.Tensor] = {}
-        self.stopped = ""
+        self.waiting = 0  # hooks, the last ones, that have not run yet after the step done last
+        self.stopping = self.stopped = ""
         self.notes: list[str] = []
         names = [hook.name for hook in self.hooks]
         if len(set(names)) != len(names):
@@ -154,12 +161,18 @@ class Trainer:
             self.rewind(-1)
         else:
             adopt(self, snapshot)
+            damaged += self.team.of_first(self._damaged_rows(snapshot))
             self.team.alone(lambda: self.checkpoints.remove_after(snapshot.step))
             self.rewind(snapshot.step)
         for line in damaged:
             self.note(f"{line}; going on from step {self.budget.step}")
         if self.decision.note:
             self.note(self.decision.note)
+
+    def _damaged_rows(self, snapshot: Snapshot) -> list[str]:
+        mark = snapshot.state.get("metrics")
+        problem = self.verify(mark) if mark and self.team.first else ""
+        return [problem] if problem else []
 
     # -- run -------------------------------------------------------------------------------------------------------
 
@@ -172,27 +185,25 @@ class Trainer:
             compiled(self.model, self.decision),
             self.lanes,
             Interruption() as interruption,
+            self.writer,
             Loader(self.source, self.budget.step, self.config.workers) as loader,
             (progress if self.team.first else silent)("training", total=total, unit="steps") as bar,
         ):
             if self.decision.compiled:
-                self._warm_up()
+                with interruption.at_once("before the first step"):
+                    self._warm_up()
             bar.update(self.budget.step)
-            began = time.perf_counter()
-            for _, batches in loader:
-                self._step(batches, began)
-                asked = self.team.agreed(interruption.asked)
-                self._after_step(bar, asked)
-                if self._over():
-                    return
-                if asked:
-                    raise Interrupted(
-                        f"stopped after step {self.budget.step}, which is saved; run the same command again to go on"
-                    )
+            if self.waiting:
+                self._settle(interruption)
+            while not self._over():
                 began = time.perf_counter()
+                self._step(next(loader)[1], began)
+                self._show(bar)
+                self.waiting = len(self.hooks)
+                self._settle(interruption)
 
     def _over(self) -> bool:
-        return self.budget.over or bool(self.stopped)
+        return (self.budget.over or bool(self.stopped)) and not self.waiting
 
     def _warm_up(self) -> None:
         """Compiles on the run's first batch, whatever step comes next: the same code after every resume."""
@@ -219,25 +230,46 @@ class Trainer:
         self.budget.end(seconds)
         self.window.add(result, seconds, norm=norm, rate=rate, progress=progress)
 
-    def _after_step(self, bar: Progress, interrupted: bool) -> None:
-        step = self.budget.step
+    def _show(self, bar: Progress) -> None:
         share = {} if self.budget.total else {"budget": f"{self.budget.share:.0%}"}
         bar.update(1, **self.window.shown(), **share)
-        last = self.budget.over
-        if step % self.config.log_every == 0 or last:
-            self.log({"step": step, **self.window.flush(), "seconds": self.budget.seconds})
-        moment = self._moment(last)
-        with self.lanes.resting():
-            for hook in self.hooks:
-                hook.after_step(moment)
-        self.stopped = self.team.of_first(moment.stop)
-        if step % self.config.checkpoint.every == 0 or self._over() or interrupted:
-            self.save()
+        if self.budget.step % self.config.log_every == 0 or self.budget.over:
+            self.log({"step": self.budget.step, **self.window.flush(), "seconds": self.budget.seconds})
 
-    def _moment(self, last: bool) -> Moment:
+    def _settle(self, interruption: Interruption) -> None:
+        """What follows a step: its hooks, a checkpoint where one is due, the end where that was asked for."""
+        self._run_hooks(interruption)
+        self.writer.check()
+        asked = self.team.agreed(interruption.signal)
+        if self._over() or asked:
+            self.save(wait=True)
+        elif self.budget.step % self.config.checkpoint.every == 0 or self.team.of_first(self.writer.overdue):
+            self.save()
+        if asked:
+            raise stopped(asked, f"after step {self.budget.step}, which is saved")
+
+    def _run_hooks(self, interruption: Interruption) -> None:
+        """Runs the hooks that wait. After a signal those that are left go on waiting, in the checkpoint."""
+
+        def asked() -> bool:
+            return bool(interruption.signal) and self.team.ranks.size == 1
+
+        moment = self._moment(asked)
+        with self.lanes.resting():
+            while self.waiting and not asked():
+                try:
+                    self.hooks[-self.waiting].after_step(moment)
+                except Postponed:
+                    break
+                self.waiting -= 1
+        self.stopping = self.team.of_first(moment.stop)
+        if not self.waiting:
+            self.stopped = self.stopping
+
+    def _moment(self, asked: Callable[[], bool]) -> Moment:
         return Moment(
             step=self.budget.step,
-            last=last,
+            last=self.budget.over,
             model=self.model,
             device=self.device,
             precision=self.precision,
@@ -245,6 +277,8 @@ class Trainer:
             log=self.log,
             weights=lambda: self.team.gathered(self.average.used if self.average else contextlib.nullcontext),
             tallies=self.tallies,
+            stop=self.stopping,
+            asked=asked,
         )
 
     def log(self, row: Row) -> None:
@@ -258,9 +292,13 @@ class Trainer:
         self.notes.append(text)
         self._log({"step": self.budget.step, "note": text})
 
-    def save(self) -> None:
-        """Writes a checkpoint of this moment."""
-        self.team.save(self.checkpoints, snapshot_of(self))
+    def save(self, wait: bool = False) -> None:
+        """Writes a checkpoint of this moment; without `wait` it may still be under way afterwards."""
+        snapshot = snapshot_of(self)
+        if self.team.first:
+            snapshot.state["metrics"] = self.mark()
+        with self.lanes.resting():
+            self.team.save(self.writer, snapshot, wait)
 
     # -- finish ----------------------------------------------------------------------------------------------------
 

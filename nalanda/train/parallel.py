@@ -39,6 +39,7 @@ from nalanda.train.parallel_layout import Layouts, local_of
 from nalanda.train.parallel_model import Arrangement, arrange
 from nalanda.train.parallel_muon import spread
 from nalanda.train.parallel_sum import Gradients, Plain, Summed, Tree
+from nalanda.train.writer import Writer
 
 
 class ParallelConfig(Config):
@@ -201,9 +202,9 @@ class Team:
         """The slowest rank's time, so that budgets in minutes end on all ranks at once."""
         return self.ranks.largest(seconds)[0]
 
-    def agreed(self, asked: bool) -> bool:
-        """Whether any rank was asked to stop: then all stop, after the same step."""
-        return bool(self.ranks.largest(asked)[0])
+    def agreed(self, signal: int) -> int:
+        """The signal by which any rank was asked to stop, 0 without: all stop after the same step."""
+        return int(self.ranks.largest(signal)[0])
 
     def of_first(self, value: Any) -> Any:
         """The first rank's value, on all."""
@@ -213,11 +214,12 @@ class Team:
         """Lets the first rank do `work` while the others wait."""
         self.ranks.lead(work)
 
-    def save(self, checkpoints: Checkpoints, snapshot: Snapshot) -> None:
-        """Writes a checkpoint: by the first rank where all hold the same, else by all."""
+    def save(self, writer: Writer, snapshot: Snapshot, wait: bool) -> None:
+        """Writes a checkpoint: by the first rank where all hold the same, else by all, who then wait for it."""
         if self.arrangement is None:
-            self.alone(lambda: checkpoints.save(snapshot))
+            self.alone(lambda: writer.save(snapshot, wait))
         else:
+            checkpoints = writer.begin()
             self.alone(lambda: remove_partials(checkpoints.folder))
             place, layouts = checkpoints.path(snapshot.step), self.arrangement.layouts
             write_pieces(place, all_tensors(snapshot), state_of(snapshot), layouts, self.ranks)

@@ -71,6 +71,9 @@ def adopt(trainer: Trainer, snapshot: Snapshot) -> None:
             hook.load(known, under(f"hooks/{hook.name}/", extra), snapshot.step)
     trainer.window = Window(**snapshot.state["window"])
     trainer.stopped = snapshot.state["stopped"]
+    trainer.stopping = snapshot.state.get("stopping", trainer.stopped)
+    trainer.waiting = min(snapshot.state.get("waiting", 0), len(trainer.hooks))
+    trainer.tallies = under("tallies/", extra)
     for key, now in environment(trainer).items():
         then = snapshot.state["environment"].get(key)
         if then != now:
@@ -85,6 +88,8 @@ def snapshot_of(trainer: Trainer) -> Snapshot:
         extra |= {f"average/{name}": value for name, value in trainer.average.state().items()}
     for hook in trainer.hooks:
         extra |= {f"hooks/{hook.name}/{name}": value for name, value in hook.tensors().items()}
+    if trainer.waiting:
+        extra |= {f"tallies/{name}": value for name, value in trainer.tallies.items()}
     state = {
         "identity": identity(trainer),
         "environment": environment(trainer),
@@ -92,5 +97,7 @@ def snapshot_of(trainer: Trainer) -> Snapshot:
         "window": trainer.window.state(),
         "hooks": {hook.name: hook.state() for hook in trainer.hooks},
         "stopped": trainer.stopped,
+        "stopping": trainer.stopping,
+        "waiting": trainer.waiting,
     }
     return Snapshot(trainer.budget.step, weights, trainer.optimizer.state(), extra, state, ties)

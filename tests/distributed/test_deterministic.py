@@ -51,7 +51,7 @@ def test_a_run_goes_on_with_other_ranks_and_workers(alone: Trained, tmp_path: Pa
     """2 ranks, stopped; then 1 rank; the rows and weights are those of the run that was never stopped."""
     values = {"source": {"micros": 5}, "evaluate": True, "folder": str(tmp_path)}
     stopped = together(2, trained, Work({**EXACT, "workers": 2}, stop_at=(1, 3), **values))
-    assert {(type(end), end.code) for end in stopped} == {(Ended, 130)}
+    assert {(type(end), end.code) for end in stopped} == {(Ended, 143)}
     assert sorted("stopped after step 4" in end.line for end in stopped) == [False, True]
     rest = trained(Work({**EXACT, "workers": 0}, **values))
     assert plain(rest) == plain(alone)[-len(rest.rows) :]

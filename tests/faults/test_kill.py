@@ -112,7 +112,7 @@ def test_terminated_runs_save_and_go_on(
     whole, seconds = reference
     folder = tmp_path / "run"
     life = trainer.live(folder, seconds / 2, signal.SIGTERM)
-    assert life["status"] == 130
+    assert life["status"] == 143
     assert "which is saved; run the same command again" in (folder / "error.txt").read_text()
     assert trainer.live(folder)["status"] == 0
     assert losses(folder) == losses(whole)
