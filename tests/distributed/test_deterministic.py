@@ -50,7 +50,7 @@ def test_muon_and_more_ranks_than_batches(alone: Trained) -> None:
 def test_a_run_goes_on_with_other_ranks_and_workers(alone: Trained, tmp_path: Path) -> None:
     """2 ranks, stopped; then 1 rank; the rows and weights are those of the run that was never stopped."""
     values = {"source": {"micros": 5}, "evaluate": True, "folder": str(tmp_path)}
-    stopped = together(2, trained, Work({**EXACT, "workers": 2}, stop_at=(1, 3), **values))
+    stopped = together(2, trained, Work({**EXACT, "workers": 2}, stop_at=(1, 4), **values))
     assert {(type(end), end.code) for end in stopped} == {(Ended, 143)}
     assert sorted("stopped after step 4" in end.line for end in stopped) == [False, True]
     rest = trained(Work({**EXACT, "workers": 0}, **values))

@@ -28,8 +28,8 @@ def undisturbed() -> list[Trained]:
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two sharded ranks, stopped after step 4."""
     folder = tmp_path_factory.mktemp("stopped")
-    ends = together(2, trained, replace(WORK, folder=str(folder), stop_at=(0, 3)))
-    assert [end.code for end in ends if isinstance(end, Ended)] == [130, 130]
+    ends = together(2, trained, replace(WORK, folder=str(folder), stop_at=(0, 4)))
+    assert [end.code for end in ends if isinstance(end, Ended)] == [143, 143]
     return folder
 
 
