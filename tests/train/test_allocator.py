@@ -22,7 +22,8 @@ def test_a_freed_block_is_used_again_without_page_faults() -> None:
     if faults_of_a_step() < 1000:
         pytest.skip("large pages: a new block costs few faults here")
     with retained():
-        assert min(faults_of_a_step() for _ in range(4)) < 100  # other threads' faults count as well
+        # A few blocks may come from holes that nothing was written to yet.
+        assert min(faults_of_a_step() for _ in range(20)) < 100
     assert faults_of_a_step() > 1000
 
 
