@@ -110,8 +110,17 @@ def _weights(
         return torch.cat([score, sink], dim=-1).softmax(-1)
     if mask.blind and mask.bias is not None:
         # Where nothing may be seen, softmax is 0 / 0, and so is its gradient; looking for that takes its time.
-        return torch._safe_softmax(score, -1)
+        return _spelt_softmax(score) if torch.compiler.is_compiling() else torch._safe_softmax(score, -1)
     return score.softmax(-1)
+
+
+def _spelt_softmax(score: Tensor) -> Tensor:
+    """`torch._safe_softmax` in parts that torch.compile can fuse; it does not know that one."""
+    wide = score.to(_wide(score.dtype))
+    largest = wide.detach().amax(-1, keepdim=True)
+    weights = torch.exp(wide - torch.where(largest == -torch.inf, 0.0, largest))
+    total = weights.sum(-1, keepdim=True)
+    return (weights / torch.where(total == 0, 1.0, total)).to(score.dtype)
 
 
 def _flex(

@@ -5,16 +5,19 @@
 
 Compiled code is dynamic in every shape from its first step, and the first batch it sees is always the run's first
 (the loop's warm-up), also after a resume: the same code is generated each time, so a resumed run stays bit-equal.
-`auto` compiles long runs on GPUs. On CPUs it does not: a 3+3 layer, 192 wide model took 92 s of CPU time to compile
-and then ran no faster (0.6 s a step against 0.5 s uncompiled, torch 2.13, AVX2).
+What was compiled stays on disk, so that it costs a few seconds the next time. `auto` compiles long runs on GPUs. On
+CPUs it does not: matrix products are three quarters of a step there, and what compiling saves of the rest is within
+2 % of nothing (benchmarks/results/2026-11-25_modes.md), while lanes, which cannot run compiled code, save more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -58,6 +61,7 @@ def compiled(model: Any, decision: Decision) -> Iterator[None]:
     if not decision.compiled:
         yield
         return
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache()))
     import torch.fx.experimental._config as shapes
 
     with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
@@ -66,3 +70,9 @@ def compiled(model: Any, decision: Decision) -> Iterator[None]:
             yield
         finally:
             model._compiled_call_impl = None
+
+
+def _cache() -> Path:
+    """Where compiled code is kept: torch's own place is emptied when the machine starts."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "nalanda" / "compiled"

@@ -197,7 +197,9 @@ class Trainer:
                 self._settle(interruption)
             while not self._over():
                 began = time.perf_counter()
-                self._step(next(loader)[1], began)
+                _, batches = next(loader)
+                self.window.all_waited += time.perf_counter() - began
+                self._step(batches, began)
                 self._show(bar)
                 self.waiting = len(self.hooks)
                 self._settle(interruption)

@@ -25,6 +25,8 @@ class Window:
     all_tokens: int = 0
     all_trained: int = 0
     all_rows: int = 0
+    all_waited: float = 0.0
+    """Seconds that training stood still for data."""
 
     def add(self, result: Step, seconds: float, *, norm: float, rate: float, progress: float) -> None:
         """Books one step."""
@@ -71,6 +73,7 @@ class Window:
             "tokens": self.all_tokens,
             "trained_tokens": self.all_trained,
             "rows": self.all_rows,
+            "waited_for_data": round(self.all_waited, 3),
         }
 
     def state(self) -> dict[str, Any]:

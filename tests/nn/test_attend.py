@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nalanda.nn import attend as attending
 from nalanda.nn import mask as masks
 from nalanda.nn.attend import attend, attention_map
 from nalanda.nn.mask import AttentionMask, Backend, Places, cross_mask, self_masks
@@ -283,3 +284,19 @@ def test_dropout_keeps_the_mean(backend: Backend, monkeypatch: pytest.MonkeyPatc
     plain = attend(q, k, v, masks.AttentionMask(mask.dense(q.dtype).bias), SCALE)
     error = (torch.stack(drawn).mean(0) - plain).abs().max()
     assert error < 0.4  # of 400 draws: 0.2 measured; without the scaling it would be 0.25 x values of 3
+
+
+def test_softmax_spelt_out_for_compiling_is_the_safe_one() -> None:
+    """Rows that see nothing give zeros and no gradient; the rest agree to rounding."""
+    found = []
+    for softmax in (attending._spelt_softmax, lambda x: torch._safe_softmax(x, -1)):
+        torch.manual_seed(0)
+        score = torch.randn(3, 5, 7, dtype=torch.float64) * 4
+        score[0, 1], score[1, 2, :4] = -torch.inf, -torch.inf
+        score.requires_grad_()
+        out = softmax(score)
+        (out * torch.randn(3, 5, 7, dtype=torch.float64)).sum().backward()
+        found.append((out.detach(), score.grad))
+    assert torch.equal(found[0][0][0, 1], torch.zeros(7, dtype=torch.float64))
+    for mine, safe in zip(*found, strict=True):
+        torch.testing.assert_close(mine, safe, rtol=1e-14, atol=1e-15)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def test_resumed_equals_uninterrupted(folder: Any, toy_source: Any, options: dic
     again = cut.fit(config(**options), hooks=hooks())
     assert without_clock(cut.rows) == without_clock(whole.rows)
     assert equal(cut.weights(), whole.weights())
-    clock = {"training_seconds"}
+    clock = {"training_seconds", "waited_for_data"}
     assert {k: v for k, v in again.items() if k not in clock} == {
         k: v for k, v in result.items() if k not in clock
     }
@@ -364,3 +365,12 @@ def test_tensorboard_missing_is_one_line(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[track\]'"):
         folder().fit(config(), hooks=[TensorBoard(tmp_path / "board")])
+
+
+def test_waiting_for_data_is_counted(folder: Any, toy_source: Any) -> None:
+    """Batches that take 5 ms to make: with no worker each is waited for."""
+    source = toy_source(0)
+    make = source.step
+    source.step = lambda step: (time.sleep(0.005), make(step))[1]
+    result = folder().fit(config(workers=0), source=source)
+    assert result["waited_for_data"] >= 12 * 0.005
