@@ -132,7 +132,7 @@ class Trainer:
         self.precision = resolve(config.precision, device)
         self.decision = decide(config.compile, device, config.budget)
         self.rewind = rewind if self.team.first else lambda step: None
-        self.lanes = Lanes(1 if self.team.meets else lanes_for(model, device, self.decision.compiled))
+        self.lanes = Lanes(1 if self.team.one_thread else lanes_for(model, device, self.decision.compiled))
         self.schedule = config.schedule.in_shares(config.budget)
         self.budget = Budget(config.budget, _replayed(config.budget))
         self.optimizer = Optimizer(config.optimizer, model)

@@ -31,14 +31,17 @@ from nalanda.base.errors import UserError
 from nalanda.base.io import remove_partials
 from nalanda.config import Config
 from nalanda.data.batch import Batch
+from nalanda.objectives.loss import Loss
 from nalanda.train.checkpoint import Checkpoints, Snapshot, all_tensors, state_of
 from nalanda.train.lanes import split
 from nalanda.train.optimizer import Optimizer
 from nalanda.train.parallel_files import write_pieces
 from nalanda.train.parallel_layout import Layouts, local_of
-from nalanda.train.parallel_model import Arrangement, arrange
+from nalanda.train.parallel_memory import recompute, undo
+from nalanda.train.parallel_model import Arrangement, arrange, blocks_of
 from nalanda.train.parallel_muon import spread
 from nalanda.train.parallel_sum import Gradients, Plain, Summed, Tree
+from nalanda.train.parallel_tensor import places
 from nalanda.train.writer import Writer
 
 
@@ -170,14 +173,38 @@ class Team:
         if self.config.mode == "deterministic":
             slots = self._slots(batches)
             return Tree(weights, self.ranks, [rank * slots < batches for rank in range(self.ranks.size)])
-        return Plain() if self.ranks.size == 1 or self.config.shard else Summed(weights)
+        if self.ranks.size == 1:
+            return Plain()
+        if self.arrangement is None or self.model is None:
+            return Summed(weights, [(list(weights), None)])
+        return Summed(weights, self.arrangement.groups(self.model))
 
     def computing(self, part: Part) -> contextlib.AbstractContextManager[None]:
         """Around the forward and backward passes of `part`."""
         self._scale = 1.0 if part.counted else 0.0
         if self.config.shard and self.model is not None:  # weights' gradients wait for the step's last part
             self.model.set_requires_gradient_sync(part.last)  # type: ignore[operator]
-        return contextlib.nullcontext()
+        context = self.arrangement and self.arrangement.context
+        return context.around() if context else contextlib.nullcontext()
+
+    def own(self, batch: Batch) -> Batch:
+        """What this rank sees of a part's batch: its columns, and its share of the trained places."""
+        if self.arrangement is not None and self.arrangement.context is not None:
+            batch = self.arrangement.context.own(batch)
+        index, count = self.ranks.rank % self.sizes.tensor, self.sizes.tensor
+        if count > 1:
+            batch = Batch(**batch)
+            for key in ("target_weight", "label_weight"):
+                if key in batch:
+                    batch[key] = places(batch[key], index, count)
+        return batch
+
+    def check_terms(self, loss: Loss) -> None:
+        """Raises UserError for an objective that looks at more than the places that this rank was given."""
+        if self.sizes.tensor > 1 and loss.tallies:
+            raise UserError(
+                "parallel.tensor: an objective of kind 'experts' counts each place once; set it to 1"
+            )
 
     def backward(self, total: Tensor) -> None:
         """The backward pass of a part's loss; nothing of a part that only keeps pace is added."""
@@ -187,6 +214,11 @@ class Team:
     def meets(self) -> bool:
         """Whether ranks exchange tensors inside forward and backward passes, which then run in one thread."""
         return self.keeps_pace or self.sizes.context > 1 or self.sizes.tensor > 1
+
+    @property
+    def one_thread(self) -> bool:
+        """Whether passes must not run in several threads."""
+        return self.meets or self.config.checkpointing != "none"
 
     def clip(self, named: dict[str, nn.Parameter], limit: float) -> float:
         """Scales the gradient down where its norm is above `limit`; returns the norm, that of all ranks' parts."""
@@ -268,6 +300,8 @@ class Team:
 
     def restore(self) -> None:
         """Makes the model plain again."""
+        if self.config.checkpointing != "none" and self.model is not None:
+            undo(blocks_of(self.model))
         if self.arrangement is not None and self.model is not None:
             self.arrangement.restore(self.model, self.ranks)
 
@@ -284,4 +318,6 @@ def team_for(config: ParallelConfig, model: nn.Module, device: torch.device) -> 
     team = Team(config, current(), model)
     if team.meets:
         team.arrangement = arrange(model, config, team.sizes, device)
+    if config.checkpointing != "none":
+        recompute(blocks_of(model), config.checkpointing)
     return team

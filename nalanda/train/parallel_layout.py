@@ -157,5 +157,5 @@ class Layouts:
             for name, weight in named.items()
             if weight.grad is not None and not self.by_name[name].copies
         ]
-        norms = torch._foreach_norm([value.float() for value in mine if value.numel()])
-        return float(torch.stack(list(norms)).double().square().sum()) if norms else 0.0
+        mine = [value.float() for value in mine if value.numel()]
+        return float(torch.stack(list(torch._foreach_norm(mine))).double().square().sum()) if mine else 0.0

@@ -1,6 +1,6 @@
 """A model made this rank's part of itself, and made whole again after training.
 
-    arrangement = arrange(model, config, sizes, ranks, device)      # changes `model`
+    arrangement = arrange(model, config, sizes, device)      # changes `model`
     ...
     arrangement.restore(model, ranks)                               # plain again; its weights on the first rank
 
@@ -12,16 +12,23 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from nalanda.base.distributed import Ranks
+from nalanda.base.errors import UserError
 from nalanda.nn.block import Block
-from nalanda.train.parallel_layout import Layout, Layouts, Range
+from nalanda.nn.moe import Experts
+from nalanda.train.parallel_context import Context
+from nalanda.train.parallel_exchange import shared
+from nalanda.train.parallel_experts import own
+from nalanda.train.parallel_layout import Layout, Layouts
+from nalanda.train.parallel_tensor import Parts, cut
 
 if TYPE_CHECKING:
     from nalanda.train.parallel import ParallelConfig, Sizes
@@ -31,11 +38,12 @@ DIMENSIONS = ("data", "expert", "context", "tensor")
 
 @dataclass(frozen=True)
 class Cut:
-    """How a weight is cut along `axis` among the ranks of one dimension of the mesh: the ranges of each."""
+    """How a weight is cut along `axis` among the ranks of one dimension of the mesh, the ranges of each."""
 
     dimension: str
     axis: int
-    parts: tuple[tuple[Range, ...], ...]
+    parts: Parts
+    shape: tuple[int, ...]  # of the whole
 
 
 class Mesh:
@@ -73,8 +81,9 @@ class Arrangement:
     layouts: Layouts
     mesh: Mesh
     skeleton: nn.Module
-    sharded: bool
-    cuts: dict[str, Cut] = field(default_factory=dict)
+    context: Context | None
+    sums: list[tuple[list[str], tuple[str, ...]]]
+    """Names of weights, and the dimensions of the mesh over which their gradients are still to be added."""
 
     def restore(self, model: nn.Module, ranks: Ranks) -> None:
         """Makes `model` plain again, in place. Its weights are on the first rank; others get none to save memory."""
@@ -89,20 +98,61 @@ class Arrangement:
         model.__dict__ = self.skeleton.__dict__
         model.load_state_dict(kept, assign=True)
 
+    def groups(self, model: nn.Module) -> list[tuple[list[nn.Parameter], Any]]:
+        """`sums` as weights and process groups."""
+        weights = dict(model.named_parameters())
+        return [([weights[n] for n in names], self.mesh.group(*over)) for names, over in self.sums if names]
 
-def arrange(model: nn.Module, config: ParallelConfig, sizes: Sizes, device: torch.device) -> Arrangement:
+
+def arrange(model: Any, config: ParallelConfig, sizes: Sizes, device: torch.device) -> Arrangement:
     """Makes `model` this rank's part of itself. Raises UserError where a size does not divide the model."""
-    mesh = Mesh(sizes, device)
-    skeleton = bare(model)
+    if not hasattr(model, "transformer"):
+        raise UserError("parallel: this kind of model is trained by data ranks alone, without shard")
+    mesh, skeleton = Mesh(sizes, device), bare(model)
     cuts: dict[int, Cut] = {}
-    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters(remove_duplicate=False)}
-    owners = {name: id(weight) for name, weight in model.named_parameters(remove_duplicate=False)}
-    layouts = {}
-    for name, shape in shapes.items():
-        layouts[name] = _layout(shape, cuts.get(owners[name]), mesh, config.shard)
+    context, partial_weights = _shared_out(model, sizes, mesh, cuts)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    spread = {name: _spread(cuts.get(number), mesh) for number, name in names.items()}
+    layouts = {
+        name: _layout(tuple(weight.shape), cuts.get(id(weight)), mesh, config.shard)
+        for name, weight in model.named_parameters(remove_duplicate=False)
+    }
+    sums: list[tuple[list[str], tuple[str, ...]]] = [([names[id(w)] for w in partial_weights], ("tensor",))]
     if config.shard:
-        shard(model, mesh)
-    return Arrangement(Layouts(layouts), mesh, skeleton, config.shard)
+        shard(model, mesh, sizes)
+    else:
+        for over in dict.fromkeys(spread.values()):
+            sums.append(([name for name, dimensions in spread.items() if dimensions == over], over))
+    return Arrangement(Layouts(layouts), mesh, skeleton, context, sums)
+
+
+def _shared_out(
+    model: Any, sizes: Sizes, mesh: Mesh, cuts: dict[int, Cut]
+) -> tuple[Context | None, list[nn.Parameter]]:
+    """Cuts weights among tensor and expert ranks (noted in `cuts`) and rows among context ranks."""
+
+    def take(dimension: str, weight: Tensor, axis: int, parts: Parts) -> None:
+        cuts[id(weight)] = found = Cut(dimension, axis, parts, tuple(weight.shape))
+        ranges = found.parts[mesh.index(dimension)]
+        weight.data = torch.cat([weight.data.narrow(axis, a, b - a) for a, b in ranges], axis)
+
+    partial_weights: list[nn.Parameter] = []
+    if sizes.tensor > 1:
+        group = mesh.group("tensor")
+        partial_weights = cut(model, mesh.index("tensor"), sizes.tensor, group, partial(take, "tensor"))
+        model.forward = partial(_split_after, model.forward, group)
+    if sizes.expert > 1:
+        own(model, sizes.expert, mesh.group("expert"), partial(take, "expert"))
+    context = None
+    if sizes.context > 1:
+        context = Context(model, mesh.index("context"), sizes.context, mesh.group("context"))
+    return context, partial_weights
+
+
+def _split_after(forward: Callable[..., Any], group: Any, *arguments: Any, **named: Any) -> Any:
+    """Hidden states, of which each tensor rank's loss sees its own places."""
+    output = forward(*arguments, **named)
+    return output._replace(hidden_BTD=shared(output.hidden_BTD, group))
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -111,11 +161,16 @@ def bare(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, weights)
 
 
-def _layout(shape: tuple[int, ...], cut: Cut | None, mesh: Mesh, sharded: bool) -> Layout:
-    spread = [d for d in DIMENSIONS[:3] if cut is None or d != cut.dimension] if sharded else []
+def _spread(cut: Cut | None, mesh: Mesh) -> tuple[str, ...]:
+    """The dimensions whose ranks compute different parts of a step with the same part of a weight."""
+    return tuple(d for d in DIMENSIONS[:3] if cut is None or d != cut.dimension)
+
+
+def _layout(local: tuple[int, ...], cut: Cut | None, mesh: Mesh, sharded: bool) -> Layout:
+    spread = _spread(cut, mesh) if sharded else ()
     held = {*spread, *([cut.dimension] if cut else [])}
     return Layout(
-        shape,
+        cut.shape if cut else local,
         axis=cut.axis if cut else 0,
         parts=cut.parts if cut else (),
         index=mesh.index(cut.dimension) if cut else 0,
@@ -130,7 +185,7 @@ def blocks_of(model: nn.Module) -> Iterator[Block]:
     return (module for module in model.modules() if isinstance(module, Block))
 
 
-def shard(model: nn.Module, mesh: Mesh) -> None:
+def shard(model: nn.Module, mesh: Mesh, sizes: Sizes) -> None:
     """FSDP2: each block is gathered while it computes, what is outside of blocks during the whole pass.
 
     Gradients are added over ranks in fp32, never averaged: losses are divided by counts of the whole step.
@@ -138,10 +193,12 @@ def shard(model: nn.Module, mesh: Mesh) -> None:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    spread = mesh.along(*DIMENSIONS[:3])
-    for block in blocks_of(model):
-        fully_shard(block, mesh=spread, mp_policy=policy)
-    fully_shard(model, mesh=spread, mp_policy=policy)
+    if sizes.expert > 1:
+        for experts in [module for module in model.modules() if isinstance(module, Experts)]:
+            fully_shard(experts, mesh=mesh.along("data", "context"), mp_policy=policy)
+    for block in list(blocks_of(model)):
+        fully_shard(block, mesh=mesh.along(*DIMENSIONS[:3]), mp_policy=policy)
+    fully_shard(model, mesh=mesh.along(*DIMENSIONS[:3]), mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

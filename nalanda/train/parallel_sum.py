@@ -22,12 +22,14 @@ tree    micro-batch i is leaf i of a binary tree, and every sum is (left half) +
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nalanda.base.distributed import Ranks
+from nalanda.train.parallel_layout import local_of
 
 _BUCKET = 2**24  # numbers that travel at once: 64 MiB in fp32
 
@@ -69,11 +71,14 @@ class _Shared(Gradients):
 
 
 class Summed(_Shared):
-    """Added up by autograd on each rank, then over `group` (None: all ranks)."""
+    """Added up by autograd on each rank, then over groups of ranks."""
 
-    def __init__(self, weights: Sequence[nn.Parameter], group: Any = None) -> None:
+    def __init__(
+        self, weights: Sequence[nn.Parameter], groups: Sequence[tuple[list[nn.Parameter], Any]]
+    ) -> None:
+        """`groups`: weights, and the process group over which their gradients are added (None: all ranks)."""
         super().__init__(weights)
-        self.group = group
+        self.groups = groups
 
     def add(self) -> None:
         """Notes which weights have a gradient."""
@@ -83,13 +88,15 @@ class Summed(_Shared):
         """Adds over the ranks, in buckets."""
         import torch.distributed as dist
 
-        touched = self._touched(unseen)
-        for weight in touched:
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-        in_buckets(
-            [w.grad for w in touched if w.grad is not None], lambda t: dist.all_reduce(t, group=self.group)
-        )
+        touched = {id(weight) for weight in self._touched(unseen)}
+        for weights, group in self.groups:
+            gradients = []
+            for weight in weights:
+                if id(weight) in touched:
+                    weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                    gradients.append(local_of(weight.grad))
+            if dist.get_world_size(group) > 1:
+                in_buckets(gradients, partial(dist.all_reduce, group=group))
 
 
 class Tree(_Shared):

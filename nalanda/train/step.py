@@ -71,7 +71,8 @@ def accumulate(
 
     def work(part: Batch) -> tuple[Tensor, Sequence[Tensor | None], dict[str, Tensor], dict[str, Tensor]]:
         with autocast(precision, device):
-            loss = objective(model, move(part, device), totals)
+            loss = objective(model, move(team.own(part), device), totals)
+        team.check_terms(loss)
         terms = [term / totals[name] for name, term in loss.terms.items() if totals[name]]
         total = torch.stack(terms).sum()
         sums = {name: torch.stack([v.detach().double() for v in pair]) for name, pair in loss.metrics.items()}
