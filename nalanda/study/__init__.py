@@ -1,0 +1,1 @@
+"""Questions about many runs: how size, data and compute trade against each other."""
