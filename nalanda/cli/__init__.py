@@ -21,6 +21,7 @@ import typer
 import nalanda
 from nalanda.base.errors import Interrupted, Terminated, UserError
 from nalanda.cli import models
+from nalanda.cli.plan import plan
 
 _HELP = """Raw text to an evaluated, served language model.
 
@@ -273,7 +274,7 @@ def preview(
     show(loaded, stage, step, rows, Context(progress=reporter(), note=_note))
 
 
-for _command in (models.translate, models.generate, models.chat, models.inspect, models.convert):
+for _command in (plan, models.translate, models.generate, models.chat, models.inspect, models.convert):
     app.command()(_command)
 
 

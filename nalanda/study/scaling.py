@@ -9,8 +9,8 @@
 Minimizing L at fixed C gives N = G (C/6)^a and D = (C/6)^b / G with a = beta / (alpha + beta), b = 1 - a and
 G = (alpha A / (beta B))^(1 / (alpha + beta)) (Hoffmann et al., 2022, equation 4).
 
-Both fits are of decoders of 44 million to 16 billion parameters, trained once through English web text with a vocabulary
-of 32,000: elsewhere the losses are guesses, and ratios of tokens to parameters are better than nothing.
+Both fits are of decoders of 44 million to 16 billion parameters, trained once through English web text with a
+vocabulary of 32,000: elsewhere the losses are guesses, and ratios of tokens to parameters are better than nothing.
 """
 
 from __future__ import annotations
@@ -53,16 +53,20 @@ class Fit:
         return None if left <= 0 else (self.tokens / left) ** (1 / self.beta)
 
 
+FITTED_FROM = 44e6
+"""Parameters of the smallest model that both fits have seen."""
 HOFFMANN = Fit("Hoffmann et al. 2022, approach 3", 1.69, 406.4, 410.7, 0.34, 0.28)
-REPLICATED = Fit("Besiroglu et al. 2024, refitting Hoffmann et al. 2022", 1.8172, 482.01, 2085.43, 0.3478, 0.3658)
+REPLICATED = Fit(
+    "Besiroglu et al. 2024, refitting Hoffmann et al. 2022", 1.8172, 482.01, 2085.43, 0.3478, 0.3658
+)
 """The one that is used: on the same data, and unlike the published constants it agrees with the two other approaches
 of the paper (about 20 tokens for each parameter)."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A model of another size. `tokens` and `loss` at equal compute; `equal_tokens` and `equal_compute` (as a share of
-    the plan's) where it reaches the plan's loss, None where it never does."""
+    """A model of another size. `tokens` and `loss` at equal compute; `equal_tokens` and `equal_compute` (as a share
+    of the plan's) where it reaches the plan's loss, None where it never does."""
 
     parameters: float
     tokens: float
@@ -91,5 +95,3 @@ def tradeoff(
             )
         )
     return choices
-
-
