@@ -35,7 +35,7 @@ from nalanda.base.progress import unsaid
 from nalanda.models.reading import build_empty
 from nalanda.nn.model import Model
 from nalanda.nn.spec import Spec
-from nalanda.objectives.cross_entropy import rows_per_chunk
+from nalanda.objectives.cross_entropy import rows_per_block, rows_per_chunk
 from nalanda.stages.calibrate_steps import WARM, resized
 from nalanda.stages.plan_work import Work, flops_per_place, shape_of
 from nalanda.stages.train import TrainStage
@@ -92,14 +92,19 @@ def rates(work: Work, seconds: float = 0.2) -> dict[str, float]:
     return found
 
 
+def held_logits(work: Work, vocabulary: int, device: str) -> tuple[int, int]:
+    """Rows of logits, and of their gradients, that the cross-entropy holds at once."""
+    place = torch.device(device)
+    chunk = getattr(work.config.objective, "chunk", None) or rows_per_chunk(vocabulary, place)
+    return chunk, rows_per_block(vocabulary, chunk, place)
+
+
 def arithmetic(
     work: Work, model: Model, rows: Rows, micro_batches: int, precision: str, device: str
 ) -> Memory:
     """What plan_memory.py says of a training process's tensors."""
     config = work.config
-    chunk = getattr(config.objective, "chunk", None) or rows_per_chunk(
-        model.spec.vocabulary, torch.device(device)
-    )
+    chunk, block = held_logits(work, model.spec.vocabulary, device)
     return step_memory(
         model.spec,
         Sizes.of(model),
@@ -108,6 +113,7 @@ def arithmetic(
         config.optimizer,
         device=device,
         chunk=chunk,
+        block=block,
         micro_batches=micro_batches,
         average=config.ema is not None,
     )

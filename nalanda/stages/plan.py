@@ -18,15 +18,15 @@ from typing import Any
 import torch
 
 from nalanda.base.errors import UserError
+from nalanda.base.machine import free_memory
 from nalanda.base.progress import unsaid
-from nalanda.objectives.cross_entropy import rows_per_chunk
-from nalanda.stages.calibrate import Measured, arithmetic, calibrate
+from nalanda.stages.calibrate import Measured, arithmetic, calibrate, held_logits
 from nalanda.stages.plan_work import Work, flops_per_place, works
 from nalanda.stages.recipe import Recipe
 from nalanda.study.scaling import FITTED_FROM, HOFFMANN, REPLICATED, tradeoff
-from nalanda.train.machines import Device, Machine, find, memory_available
+from nalanda.train.machines import Device, Machine, find
 from nalanda.train.plan_layout import MFU, USABLE, Estimate, Job, enough, search
-from nalanda.train.plan_memory import Sizes
+from nalanda.train.plan_memory import Memory, Sizes
 
 HERE = "here"
 SHOWN = 3
@@ -110,7 +110,9 @@ def _spent(
     work: Work, stage: dict[str, Any], step: float, extra: float, machine: dict[str, float | None]
 ) -> None:
     """Adds steps, tokens, hours, energy and cost. `extra`: seconds outside of steps in a whole run."""
-    steps = work.steps if work.steps is not None else max(1, round((work.minutes or 0) * 60 / step))
+    steps = (
+        work.whole_steps if work.whole_steps is not None else max(1, round((work.minutes or 0) * 60 / step))
+    )
     places = steps * work.shape.places
     hours = (steps * step + extra) / 3600
     watts, price = machine["watts"], machine["price"]
@@ -161,7 +163,7 @@ def _scaling(work: Work, stage: dict[str, Any]) -> dict[str, Any] | str:
 
 
 def _job(work: Work, precision: str, device: str) -> Job:
-    vocabulary = work.model.spec.vocabulary
+    chunk, block = held_logits(work, work.model.spec.vocabulary, device)
     return Job(
         spec=work.model.spec,
         sizes=Sizes.of(work.model),
@@ -169,8 +171,8 @@ def _job(work: Work, precision: str, device: str) -> Job:
         flops_per_place=flops_per_place(work.model, work.shape.step),
         precision=precision,
         optimizer=work.config.optimizer,
-        chunk=getattr(work.config.objective, "chunk", None)
-        or rows_per_chunk(vocabulary, torch.device(device)),
+        chunk=chunk,
+        block=block,
         average=work.config.ema is not None,
         device=device,
     )
@@ -251,7 +253,8 @@ def _layout(work: Work, estimate: Estimate) -> dict[str, Any]:
 
 def _here(work: Work, options: Options, note: Callable[[str], None]) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
-    available = float(torch.cuda.mem_get_info()[0]) if cuda else memory_available()
+    free = torch.cuda.mem_get_info()[0] if cuda else free_memory()
+    available = math.inf if free is None else float(free)
     measured = calibrate(work, options.seconds, available, note)
     stage = _stage(work, measured.precision)
     told = arithmetic(
@@ -262,21 +265,24 @@ def _here(work: Work, options: Options, note: Callable[[str], None]) -> dict[str
         measured.precision,
         measured.device,
     )
-    fits = measured.peak <= USABLE * available
+    # Measured without: a step is written from a copy while the next ones are made.
+    copy = _copied(work, told) if measured.device == "cpu" else 0.0
+    fits = measured.peak + copy <= USABLE * available
     stage["memory"] = {
         "parts": {
             **told.parts,
             "the program itself": measured.base,
             "not accounted for": measured.peak - measured.base - told.peak,
+            "copy for checkpoints": copy,
         },
-        "peak": measured.peak,
+        "peak": measured.peak + copy,
         "at": told.at,
         "available": available,
         "fits": fits,
         "usable": USABLE,
     }
     stage["calibration"] = dataclasses.asdict(measured)
-    steps = work.steps or round((work.minutes or 0) * 60 / measured.step)
+    steps = round(work.whole_steps or (work.minutes or 0) * 60 / measured.step)
     _spent(work, stage, measured.step, _beside(work, measured, steps, stage), _billed(options))
     job = _job(work, measured.precision, measured.device)
     peak = measured.rates.get(measured.precision, measured.rates["fp32"])
@@ -286,9 +292,18 @@ def _here(work: Work, options: Options, note: Callable[[str], None]) -> dict[str
     return stage
 
 
+def _copied(work: Work, memory: Memory) -> float:
+    """Bytes that a checkpoint holds, where it is written from a copy."""
+    saves = work.config.checkpoint
+    if not saves.asynchronous or (saves.minutes is None and (work.steps or math.inf) <= saves.every):
+        return 0.0
+    return float(sum(memory.parts[name] for name in ("weights", "masters", "optimizer", "average")))
+
+
 def _beside(work: Work, measured: Measured, steps: int, stage: dict[str, Any]) -> float:
     """Seconds of a run outside of its steps: the first ones' delay, evaluations, checkpoints."""
-    seconds = measured.first + (steps // work.config.checkpoint.every + 1) * measured.checkpoint
+    saves = 1 if work.config.checkpoint.asynchronous else steps // work.config.checkpoint.every + 1
+    seconds = measured.first + saves * measured.checkpoint
     if work.config.evaluation is not None:
         if work.dev_batches is None:
             stage["assumed"].append(

@@ -27,6 +27,7 @@ from nalanda.data.packing import CausalConfig
 from nalanda.data.pairs import PairsConfig
 from nalanda.data.source import DataConfig, TextConfig
 from nalanda.data.synthetic import Lengths, synthetic
+from nalanda.data.warmup import place
 from nalanda.models.auto import FAMILIES
 from nalanda.models.empty import empty_model
 from nalanda.models.family import ConfigProblem
@@ -68,7 +69,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Work:
-    """One training stage. `model` has no memory for its weights; `steps` None: the budget is `minutes`; `dev_batches`
+    """One training stage. `model` has no memory for its weights; `steps` None: the budget is `minutes`;
+    `whole_steps`: smaller ones of a warm-up of batches counted by what they take; `dev_batches`
     of one evaluation and `rows` of the corpus: None where it is not made yet."""
 
     name: str
@@ -78,6 +80,7 @@ class Work:
     shape: Shape
     steps: int | None
     minutes: float | None
+    whole_steps: float | None
     dev_batches: float | None
     rows: int | None
     assumed: tuple[str, ...] = ()
@@ -102,8 +105,16 @@ def works(recipe: Recipe) -> list[Work]:
 
 
 def _work(planned: Planned, recipe: Recipe, earlier: dict[Path, Work]) -> Work:
-    config: TrainStage = planned.config
-    assumed: list[str] = []
+    config, whole = _plain(planned.config)
+    assumed = (
+        []
+        if whole == config.budget.steps
+        else [f"smaller steps of data.warmup by the places they take: {whole:,.0f} whole steps in all"]
+    )
+    if planned.config.parallel != config.parallel:
+        assumed.append(
+            "nothing of the recipe's `parallel`: layouts are searched, and here one process is measured"
+        )
     tokenizer = _tokenizer(config)
     vocabulary = _vocabulary(config, recipe, tokenizer, assumed)
     model = _model(config, vocabulary, earlier, assumed)
@@ -122,20 +133,36 @@ def _work(planned: Planned, recipe: Recipe, earlier: dict[Path, Work]) -> Work:
         shape=shape,
         steps=steps,
         minutes=minutes,
+        whole_steps=whole,
         dev_batches=_dev_batches(config, lengths, shape),
         rows=_rows(config) if tokenizer is not None else None,
         assumed=tuple(dict.fromkeys(assumed)),
     )
 
 
+def _plain(config: TrainStage) -> tuple[TrainStage, float | None]:
+    """The stage for one process and without a warm-up of batches, and how many whole steps its budget comes to."""
+    rungs = [part.warmup for part in data_parts(config.data).values()]
+    steps = config.budget.steps
+    whole = (
+        None
+        if steps is None
+        else min(float(at.whole + at.part / at.parts) for at in (place(r, steps) for r in rungs))
+    )
+    values = config.to_dict()
+    for part in values["data"].get("parts", [values["data"]]):
+        part.pop("warmup", None)
+    return TrainStage.model_validate({**values, "parallel": {}}), whole
+
+
 def _tokenizer(config: TrainStage) -> Tokenizer | None:
     """The tokenizer that the data name, or the model's, where it is on this machine."""
     part = next(iter(data_parts(config.data).values()))
-    place = part.tokenizer if part.tokenizer is not None else config.model
-    if not isinstance(place, Path) or not place.exists():
+    named = part.tokenizer if part.tokenizer is not None else config.model
+    if not isinstance(named, Path) or not named.exists():
         return None
     try:
-        return Tokenizer.load(tokenizer_place(place))
+        return Tokenizer.load(tokenizer_place(named))
     except RunError:  # a stage that is not done yet
         return None
 
@@ -167,9 +194,9 @@ def _model(config: TrainStage, vocabulary: int, earlier: dict[Path, Work], assum
             numbers["decoder_start_token_id"] = 0
         with torch.device("meta"):
             return new_model(config.model, numbers, heads)
-    place = next((folder for folder in earlier if config.model in (folder, folder / "model")), None)
-    if place is not None:
-        before = earlier[place].model
+    made = next((folder for folder in earlier if config.model in (folder, folder / "model")), None)
+    if made is not None:
+        before = earlier[made].model
         model = build_empty(
             before.spec, {name: before.head_specs.get(name, head) for name, head in heads.items()}
         )

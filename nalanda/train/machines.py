@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-import os
 import re
-import resource
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,30 +84,3 @@ def find(name: str) -> Machine:
     if not 0 < count <= _MOST:
         raise UserError(f"--hardware: {name}: a number of devices is from 1 to {_MOST:,}")
     return Machine(name.lower(), known[device], count)
-
-
-def memory_available() -> float:
-    """Bytes of this machine's memory that a process may still take: what the kernel, the control group and the
-    process's own limit leave."""
-    left = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable"):
-            left.append(float(line.split()[1]) * 1024)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        most, now = _read(limit).strip(), _read(used).strip()
-        if most.isdigit() and now.isdigit():
-            left.append(float(most) - float(now))
-    own = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if own != resource.RLIM_INFINITY:
-        left.append(float(own))
-    return max(0.0, min(left))
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return ""

@@ -69,6 +69,7 @@ class Job:
     precision: str
     optimizer: AdamWConfig | MuonConfig
     chunk: int
+    block: int
     average: bool = False
     device: str = "cuda"
 
@@ -169,6 +170,7 @@ def memory_of(job: Job, layout: Layout) -> Memory:
         job.optimizer,
         device=job.device,
         chunk=job.chunk,
+        block=job.block,
         micro_batches=_micro_batches(job, layout),
         average=job.average,
         split=split,

@@ -1,7 +1,7 @@
 """How much memory a training step needs, part by part, by arithmetic alone: no weight is made.
 
     sizes = Sizes.of(build_empty(spec, heads))
-    memory = step_memory(spec, sizes, Rows(8, 1024), MODES["bf16"], optimizer, device="cuda", chunk=512)
+    memory = step_memory(spec, sizes, Rows(8, 1024), MODES["bf16"], optimizer, device="cuda", chunk=512, block=512)
     memory.parts["activations"], memory.peak, memory.at           # bytes, bytes, "forward"
 
     weights, masters, optimizer, average       always there
@@ -290,19 +290,23 @@ def step_memory(
     *,
     device: str,
     chunk: int,
+    block: int,
     micro_batches: int = 1,
     average: bool = False,
     lanes: int = 1,
     split: Split = WHOLE,
 ) -> Memory:
-    """The memory of one rank. `rows`: of one micro-batch; `lanes`: train/lanes.py; `chunk`: rows of logits held."""
+    """The memory of one rank. `rows`: of one micro-batch; `lanes`: train/lanes.py; `chunk`, `block`: rows of
+    logits and of their gradients that are held."""
     held = sizes.held(split)
     kept = held / split.shard
     state, work = _optimizer(optimizer, sizes, kept)
     act, scores = activations(spec, rows, mode, device, split)
     matrix = spec.vocabulary * spec.hidden / split.tensor
     trained = rows.count * rows.length * rows.trained / split.context
-    logits = min(trained, chunk) * spec.vocabulary / split.tensor
+    # A chunk's logits, a block's gradients of them, and the matrix's gradient of a block before it is added.
+    logits = (4 * min(trained, chunk) + mode.compute * min(trained, block)) * spec.vocabulary / split.tensor
+    logits += mode.compute * matrix
     casts = sizes.held(split) * mode.copies
     parts = {
         "weights": kept * mode.weights,
@@ -312,9 +316,7 @@ def step_memory(
         "average": 4.0 * kept if average else 0.0,
         "activations": act,
         "attention scores": scores,
-        "cross-entropy": 4 * matrix
-        + trained * spec.hidden * mode.stream
-        + max(4 * matrix, logits * (4 + (mode.compute if mode.compute < 4 else 0))),
+        "cross-entropy": 4 * matrix + trained * spec.hidden * mode.stream + max(4 * matrix, logits),
         "casts of weights": casts
         if split.shard == 1
         else casts / max(1, len(spec.encoder) + len(spec.decoder)) * 2,

@@ -99,7 +99,7 @@ PUBLIC = {
     "nalanda.models.empty": ["empty_model"],
     "nalanda.stages.plan": ["Options", "plan"],
     "nalanda.study.scaling": ["Choice", "Fit", "tradeoff"],
-    "nalanda.train.machines": ["Device", "Machine", "find", "memory_available"],
+    "nalanda.train.machines": ["Device", "Machine", "find"],
     "nalanda.train.plan_layout": [
         "Estimate",
         "Job",

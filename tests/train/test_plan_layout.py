@@ -14,7 +14,7 @@ from nalanda.models.plain import ModelConfig, build_spec
 from nalanda.models.reading import build_empty
 from nalanda.nn.model import Model
 from nalanda.nn.spec import TokensHeadSpec
-from nalanda.train.machines import devices, find, memory_available
+from nalanda.train.machines import devices, find
 from nalanda.train.optimizer import AdamWConfig
 from nalanda.train.plan_layout import USABLE, Job, enough, layouts, search
 from nalanda.train.plan_memory import Rows, Sizes
@@ -35,6 +35,7 @@ def job(
         "bf16",
         AdamWConfig(),
         chunk=1342,
+        block=1342,
     )
 
 
@@ -103,10 +104,6 @@ def test_every_machine_can_be_planned_for_and_states_dense_peaks() -> None:
         assert search(replace(small, precision="bf16" if device.bf16 else "fp32"), find(name))
     assert devices()["h100"].bf16 == 989e12  # the data sheet's 1,979 is with sparsity
     assert devices()["a100-80"].bf16 == 312e12
-
-
-def test_this_machines_memory_is_a_number_of_bytes() -> None:
-    assert 1e8 < memory_available() < 1e14
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder", "encoder_decoder"])

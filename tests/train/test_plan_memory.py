@@ -95,7 +95,9 @@ def test_state_of_the_optimizer_is_what_it_holds(config: AdamWConfig | MuonConfi
         weight.grad = torch.zeros_like(weight)
     optimizer.step(1.0)
     held = sum(value.nbytes for value in optimizer.state().values())
-    memory = step_memory(spec, Sizes.of(model), Rows(1, 64), MODES["fp32"], config, device="cpu", chunk=256)
+    memory = step_memory(
+        spec, Sizes.of(model), Rows(1, 64), MODES["fp32"], config, device="cpu", chunk=256, block=256
+    )
     assert memory.parts["optimizer"] == pytest.approx(held, rel=0.001)
     assert memory.parts["weights"] == sum(weight.nbytes for weight in model.parameters())
 
@@ -134,7 +136,9 @@ def test_splitting_and_recomputing_need_less() -> None:
     sizes, rows, mode = Sizes.of(build_empty(spec, HEADS)), Rows(4, 1024), MODES["bf16"]
 
     def peak(split: Split) -> float:
-        return step_memory(spec, sizes, rows, mode, AdamWConfig(), device="cuda", chunk=512, split=split).peak
+        return step_memory(
+            spec, sizes, rows, mode, AdamWConfig(), device="cuda", chunk=512, block=512, split=split
+        ).peak
 
     whole = peak(Split())
     for split in (Split(tensor=2), Split(context=2), Split(shard=4)):
@@ -146,12 +150,22 @@ def test_the_peak_of_a_step_is_what_a_step_holds() -> None:
     """Measured as the tensors alive when the backward pass begins, in fp32 with one micro-batch."""
     spec = build_spec(MODELS["gpt"], vocabulary=500)
     sizes = Sizes.of(build_empty(spec, HEADS))
-    memory = step_memory(spec, sizes, Rows(4, 256), MODES["fp32"], AdamWConfig(), device="cpu", chunk=256)
+    memory = step_memory(
+        spec, sizes, Rows(4, 256), MODES["fp32"], AdamWConfig(), device="cpu", chunk=256, block=256
+    )
     assert memory.at == "forward"
     always = memory.parts["weights"] + memory.parts["optimizer"]
     of_forward = sum(memory.parts[name] for name in ("activations", "attention scores", "cross-entropy"))
     assert memory.peak == pytest.approx(always + of_forward)
     several = step_memory(
-        spec, sizes, Rows(4, 256), MODES["fp32"], AdamWConfig(), device="cpu", chunk=256, micro_batches=2
+        spec,
+        sizes,
+        Rows(4, 256),
+        MODES["fp32"],
+        AdamWConfig(),
+        device="cpu",
+        chunk=256,
+        block=256,
+        micro_batches=2,
     )
     assert several.peak == pytest.approx(memory.peak + memory.parts["gradients"])
