@@ -286,7 +286,7 @@ def _child(work: Work, spec: Spec, config: TrainStage, seconds: float, turns: bo
             [
                 sys.executable,
                 "-m",
-                "nalanda.stages.calibrate",
+                "nalanda.stages.calibrate_steps",
                 str(folder / "job.json"),
                 str(folder / "result.json"),
             ],

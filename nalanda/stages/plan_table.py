@@ -66,7 +66,7 @@ def _stage(stage: dict[str, Any], plan: dict[str, Any]) -> Lines:
             f"{short(stage['embedding_parameters'])} in the token embeddings",
         ),
         ("FLOPs", f"{short(stage['flops_per_token'])} a token, {stage['flops']:.2e} in all"),
-        ("work", f"{stage['steps']:,} steps of {places:,.0f} places, {short(stage['tokens'])} tokens{padding}"),
+        ("work", f"{stage['steps']:,.0f} steps of {places:,.0f} places, {short(stage['tokens'])} tokens{padding}"),
         *_memory(stage["memory"], stage),
         *_layouts(stage),
         ("speed", f"{short(stage['tokens_per_second'])} tokens/s, {_seconds(stage['step_seconds'])} a step, "

@@ -174,7 +174,7 @@ def test_shallow_copies_keep_the_pattern_of_layers(tmp_path: Path) -> None:
 def test_this_machine_is_measured(tmp_path: Path, model: str) -> None:
     large = "{kind: decoder, layers: 24, hidden: 512, heads: 8}"
     changes = [f"model={large if model == 'large' else model}", "data.batch_tokens=4096"]
-    stage = plan(recipe(tmp_path, CAUSAL, *changes), Options("here", seconds=6.0, price=0.5, watts=50.0))[
+    stage = plan(recipe(tmp_path, CAUSAL, *changes), Options("here", seconds=10.0, price=0.5, watts=50.0))[
         "stages"
     ][0]
     measured = stage["calibration"]
