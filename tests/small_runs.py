@@ -40,17 +40,29 @@ class Texts:
 
     steps_per_epoch = 50
 
-    def __init__(self, micros: int = 4, rows: int = 4, width: int = 16, bad_step: int | None = None) -> None:
+    def __init__(
+        self,
+        micros: int = 4,
+        rows: int = 4,
+        width: int = 16,
+        bad_step: int | None = None,
+        infinite: tuple[int, ...] = (),
+    ) -> None:
+        """`infinite`: steps whose last micro-batch has an infinite weight."""
         self.micros, self.rows, self.width, self.bad_step = micros, rows, width, bad_step
+        self.infinite = infinite
         self.fingerprint = f"texts {micros} {rows} {width}"
         self.asked: list[int] = []
 
     def step(self, step: int) -> list[Batch]:
         if step == self.bad_step:
             raise UserError(f"step {step} cannot be made")
-        return [
+        batches = [
             self._batch(derive(7, step, i), self.rows - (i == self.micros - 1)) for i in range(self.micros)
         ]
+        if step in self.infinite:
+            batches[-1]["target_weight"][0, 0] = float("inf")
+        return batches
 
     def _batch(self, seed: int, rows: int) -> Batch:
         draw = torch.Generator().manual_seed(seed)
@@ -170,3 +182,17 @@ def not_finite(work: Work) -> Trained:
             return output._replace(hidden_BTD=output.hidden_BTD * (math.nan if current().rank == 1 else 1.0))
 
     return trained(work, Broken)
+
+
+def short_of_memory(work: Work) -> Trained:
+    """A model that has room for two rows at once where the last rank computes, and for more elsewhere."""
+
+    class Small(Model):
+        def forward(self, batch: Any, **more: Any) -> Any:
+            if batch["ids"].shape[0] > (2 if current().rank == current().size - 1 else 99):
+                raise RuntimeError(
+                    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+                )
+            return super().forward(batch, **more)
+
+    return trained(work, Small)

@@ -78,6 +78,13 @@ class Loader:
             self.close()
             raise
 
+    def seek(self, step: int) -> None:
+        """Goes on with `step`; what was prepared of others is forgotten."""
+        for _, future in self._waiting:
+            future.cancel()
+        self._waiting.clear()
+        self._next = step
+
     def _at_end(self) -> bool:
         return self.stop_step is not None and self._next >= self.stop_step
 

@@ -13,10 +13,13 @@ from nalanda.config import Config
 from nalanda.train.average import EmaConfig
 from nalanda.train.checkpoint import CheckpointConfig
 from nalanda.train.compile import Mode
+from nalanda.train.health import HealthConfig
 from nalanda.train.optimizer import AdamWConfig, OptimizerConfig
 from nalanda.train.parallel import ParallelConfig
 from nalanda.train.precision import Precision
 from nalanda.train.schedule import BudgetConfig, ScheduleConfig
+
+_HEALTH = HealthConfig()
 
 
 class LoopConfig(Config):
@@ -41,10 +44,19 @@ class LoopConfig(Config):
     deterministic: bool = True
     workers: int = Field(default=1, ge=0)
     parallel: ParallelConfig = ParallelConfig()
+    health: HealthConfig = Field(
+        default=_HEALTH, exclude_if=_HEALTH.__eq__, description="what is done about steps that go wrong"
+    )
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> LoopConfig:
         self.schedule.in_shares(self.budget)
+        return self
+
+    @model_validator(mode="after")
+    def _rewinds_have_checkpoints(self) -> LoopConfig:
+        if problem := self.health.problem(self.checkpoint.every, self.checkpoint.keep):
+            raise ValueError(problem)
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -53,7 +65,14 @@ class LoopConfig(Config):
         A subclass's fields (where data lies, what a card says) and the place of `budget.replay` do not count: data,
         model, objective and the replayed positions are compared by what they hold.
         """
-        own = set(LoopConfig.model_fields) - {"checkpoint", "log_every", "workers", "compile", "parallel"}
+        own = set(LoopConfig.model_fields) - {
+            "checkpoint",
+            "log_every",
+            "workers",
+            "compile",
+            "parallel",
+            "health",
+        }
         values = self.model_dump(mode="json", include=own)
         values["budget"].pop("replay")
         return values

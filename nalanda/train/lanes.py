@@ -13,9 +13,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -50,6 +50,16 @@ def split(batch: Batch, count: int) -> list[Batch]:
     ]
 
 
+def _results(futures: Sequence[Future[Result]]) -> Iterator[Result]:
+    """What the lanes gave, in their order. After an error no lane is at work any more: the step may be done again."""
+    try:
+        for future in futures:
+            yield future.result()
+    except BaseException:
+        wait(futures)
+        raise
+
+
 class Lanes:
     """`count` threads, each with one core inside operations; with `count` 1, the calling thread alone."""
 
@@ -68,8 +78,8 @@ class Lanes:
         """`work` of each part, in the parts' order; an error in a lane is raised here."""
         if self._pool is None or len(parts) == 1:
             return map(work, parts)
-        futures: list[Any] = [self._pool.submit(work, part) for part in parts]
-        return (future.result() for future in futures)
+        futures = [self._pool.submit(work, part) for part in parts]
+        return _results(futures)
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:

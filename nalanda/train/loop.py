@@ -34,15 +34,18 @@ from nalanda.train.average import Average
 from nalanda.train.checkpoint import Checkpoints, Snapshot, read_snapshot
 from nalanda.train.compile import compiled, decide
 from nalanda.train.config import LoopConfig
+from nalanda.train.health import Health
+from nalanda.train.health_recovery import make_room, treat
 from nalanda.train.hooks import Hook, Moment, Postponed
 from nalanda.train.interrupt import Interruption, stopped
 from nalanda.train.lanes import Lanes, lanes_for
+from nalanda.train.memory import OutOfMemory, in_parts
 from nalanda.train.optimizer import Optimizer
 from nalanda.train.parallel import team_for
 from nalanda.train.precision import resolve
-from nalanda.train.schedule import Budget, BudgetConfig
+from nalanda.train.schedule import Budget
 from nalanda.train.state import adopt, environment, snapshot_of
-from nalanda.train.step import accumulate, check_gradient
+from nalanda.train.step import Step, accumulate
 from nalanda.train.window import Window
 from nalanda.train.writer import Writer
 
@@ -72,8 +75,8 @@ def fit(
     """Trains `model` in place until the budget is spent and returns what to put into result.json.
 
     Raises Interrupted after Ctrl-C, Terminated after SIGTERM (the step is finished and saved first), RunError for a
-    loss that is not finite (naming step and samples) and for checkpoints of another config, objective, model or
-    source, UserError for a full disk (earlier checkpoints stay whole).
+    loss that is not finite (naming step, samples and module: train/health.py) and for checkpoints of another config,
+    objective, model or source, UserError for a full disk (earlier checkpoints stay whole) and where memory runs out.
     """
     place = torch.device(device) if device is not None else default_device()
     with _settings(config, place), retained():
@@ -134,7 +137,11 @@ class Trainer:
         self.rewind = rewind if self.team.first else lambda step: None
         self.lanes = Lanes(1 if self.team.one_thread else lanes_for(model, device, self.decision.compiled))
         self.schedule = config.schedule.in_shares(config.budget)
-        self.budget = Budget(config.budget, _replayed(config.budget))
+        self.health = Health(config.health, self.schedule.warmup)
+        replayed = None if config.budget.replay is None else read_snapshot(config.budget.replay)
+        self.budget = Budget(config.budget, replayed.extra["positions"].tolist() if replayed else None)
+        if replayed is not None:
+            self.health.follow(replayed.state.get("health", {}))
         self.optimizer = Optimizer(config.optimizer, model)
         self.optimizer.share_out(self.lanes)
         self.team.spread(self.optimizer)
@@ -186,7 +193,7 @@ class Trainer:
             self.lanes,
             Interruption() as interruption,
             self.writer,
-            Loader(self.source, self.budget.step, self.config.workers) as loader,
+            Loader(self.health.view(self.source), self.budget.step, self.config.workers) as loader,
             (progress if self.team.first else silent)("training", total=total, unit="steps") as bar,
         ):
             if self.decision.compiled:
@@ -195,42 +202,65 @@ class Trainer:
             bar.update(self.budget.step)
             if self.waiting:
                 self._settle(interruption)
+            if self.budget.step == 0 and self.health.config.may_rewind:
+                self.save()
             while not self._over():
                 began = time.perf_counter()
                 _, batches = next(loader)
                 self.window.all_waited += time.perf_counter() - began
-                self._step(batches, began)
-                self._show(bar)
-                self.waiting = len(self.hooks)
-                self._settle(interruption)
+                if done := self._step(batches, began):
+                    self._show(bar)
+                    self.waiting = len(self.hooks)
+                else:
+                    loader.seek(self.budget.step)
+                if done or self.waiting:
+                    self._settle(interruption)
 
     def _over(self) -> bool:
         return (self.budget.over or bool(self.stopped)) and not self.waiting
 
     def _warm_up(self) -> None:
         """Compiles on the run's first batch, whatever step comes next: the same code after every resume."""
-        accumulate(self.model, self.objective, self.source.step(0), **self._how(0))
+        self._accumulate(self.source.step(0), 0)
         self.optimizer.zero_grad()
 
-    def _how(self, step: int) -> Row:
+    def how(self, step: int) -> Row:
+        """What a step's passes go by, beside model, objective and batches."""
         how: Row = {"seed": self.config.seed, "step": step, "precision": self.precision}
         return {**how, "device": self.device, "team": self.team}
 
-    def _step(self, batches: list[Batch], began: float) -> None:
+    def _accumulate(self, batches: list[Batch], step: int) -> Step:
+        """The step's gradient; where memory runs out, of smaller micro-batches from here on."""
+        while True:
+            try:
+                parts = in_parts(batches, self.health.parts)
+                return accumulate(self.model, self.objective, parts, lanes=self.lanes, **self.how(step))
+            except OutOfMemory as error:
+                why = str(error)
+            make_room(self, batches, step + 1, why)
+
+    def _step(self, batches: list[Batch], began: float) -> bool:
+        """One step; False where it was taken back and the run goes on from an earlier one."""
         step = self.budget.step
         progress = self.budget.begin()
-        result = accumulate(self.model, self.objective, batches, lanes=self.lanes, **self._how(step))
+        result = self._accumulate(batches, step)
         limit = self.config.clip if self.config.clip is not None else float("inf")
-        self.tallies = result.tallies
         norm = self.team.clip(self.optimizer.named, limit)
-        check_gradient(norm, step, batches)
-        rate = self.optimizer.step(self.schedule.factor(progress))
+        action, rate = treat(self, result, norm, progress, batches), 0.0
+        if action == "none":
+            rate = self.optimizer.step(self.schedule.factor(progress))
+            if self.average is not None:
+                self.average.update()
         self.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update()
         seconds = self.team.longest(time.perf_counter() - began)
         self.budget.end(seconds)
-        self.window.add(result, seconds, norm=norm, rate=rate, progress=progress)
+        if action == "none":
+            self.tallies = result.tallies
+            self.window.add(result, seconds, norm=norm, rate=rate, progress=progress)
+        elif action == "skip":
+            self.tallies = {}
+            self.window.pass_over(seconds)
+        return action != "rewind"
 
     def _show(self, bar: Progress) -> None:
         share = {} if self.budget.total else {"budget": f"{self.budget.share:.0%}"}
@@ -245,10 +275,13 @@ class Trainer:
         asked = self.team.agreed(interruption.signal)
         if self._over() or asked:
             self.save(wait=True)
-        elif self.budget.step % self.config.checkpoint.every == 0 or self.team.of_first(self.writer.overdue):
+        elif self.budget.step % self.config.checkpoint.every == 0 or self.team.of_first(self._overdue()):
             self.save()
         if asked:
             raise stopped(asked, f"after step {self.budget.step}, which is saved")
+
+    def _overdue(self) -> bool:
+        return self.writer.overdue or self.health.unsaved
 
     def _run_hooks(self, interruption: Interruption) -> None:
         """Runs the hooks that wait. After a signal those that are left go on waiting, in the checkpoint."""
@@ -301,6 +334,7 @@ class Trainer:
             snapshot.state["metrics"] = self.mark()
         with self.lanes.resting():
             self.team.save(self.writer, snapshot, wait)
+        self.health.unsaved = False
 
     # -- finish ----------------------------------------------------------------------------------------------------
 
@@ -315,14 +349,11 @@ class Trainer:
             **environment(self),
             "parameters": self.team.parameters(self.optimizer.named),
             "stopped": self.stopped or "budget spent",
-            "notes": self.notes,
+            "notes": [*self.health.lines(), *self.notes],
+            **self.health.result(),
         }
         for hook in self.hooks:
             result |= hook.finish(self.model)
         self.team.restore()
         self.model.eval()
         return result
-
-
-def _replayed(config: BudgetConfig) -> list[float] | None:
-    return None if config.replay is None else read_snapshot(config.replay).extra["positions"].tolist()

@@ -214,7 +214,9 @@ class Optimizer:
         return tensors
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes over what `state` gave. Raises RunError for a state of another model or optimizer."""
+        """Takes over what `state` gave, and that alone. Raises RunError for a state of another model or optimizer."""
+        for part in self.parts:
+            part.state.clear()
         owner = {id(p): part for part in self.parts for group in part.param_groups for p in group["params"]}
         for key, value in tensors.items():
             name, _, field = key.rpartition("/")

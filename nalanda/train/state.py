@@ -69,6 +69,7 @@ def adopt(trainer: Trainer, snapshot: Snapshot) -> None:
         known = snapshot.state["hooks"].get(hook.name)
         if known is not None:
             hook.load(known, under(f"hooks/{hook.name}/", extra), snapshot.step)
+    trainer.health.load(snapshot.state.get("health", {}))
     trainer.window = Window(**snapshot.state["window"])
     trainer.stopped = snapshot.state["stopped"]
     trainer.stopping = snapshot.state.get("stopping", trainer.stopped)
@@ -94,6 +95,7 @@ def snapshot_of(trainer: Trainer) -> Snapshot:
         "identity": identity(trainer),
         "environment": environment(trainer),
         "budget": trainer.budget.state(),
+        "health": trainer.health.state(),
         "window": trainer.window.state(),
         "hooks": {hook.name: hook.state() for hook in trainer.hooks},
         "stopped": trainer.stopped,

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nalanda.base.errors import DataError, RunError
+from nalanda.base.errors import DataError
 from nalanda.base.seeds import derive
 from nalanda.data.batch import Batch, move
-from nalanda.objectives.loss import Objective, add_counts
+from nalanda.objectives.loss import Loss, Objective, add_counts
 from nalanda.train.lanes import Lanes, split
+from nalanda.train.memory import OutOfMemory, is_shortage, one_line
 from nalanda.train.parallel import Team
 from nalanda.train.precision import autocast
 
@@ -56,88 +57,103 @@ def accumulate(
     """Adds the gradient of the step's loss to the weights' `.grad` and returns what to log.
 
     In a `team` each rank computes its share of the batches; gradient and result are those of all of them.
-    Raises DataError when the step's batches train nothing, RunError when the loss is not finite (naming the
-    samples of the micro-batch where that happened).
+    Raises DataError when the step's batches train nothing, OutOfMemory on every rank where one ran out of memory
+    (ranks that meet inside passes cannot tell each other: there the error itself is raised). A loss that is not
+    finite is returned like any other: train/health.py looks at it.
     """
     totals = add_counts(objective.weights(batch) for batch in batches)
     if not any(totals.values()):
         raise DataError(
             f"step {step + 1}: no token of its {len(batches)} batches is trained; check the data's masks"
         )
-    team = team or Team()
-    found = _Found()
+    team, found = team or Team(), _Found()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    alone = lanes is None or lanes.count == 1
+    shared = weights if lanes is not None and lanes.count > 1 else None
 
-    def work(part: Batch) -> tuple[Tensor, Sequence[Tensor | None], dict[str, Tensor], dict[str, Tensor]]:
+    def work(part: Batch) -> _Passed:
         with autocast(precision, device):
             loss = objective(model, move(team.own(part), device), totals)
         team.check_terms(loss)
-        terms = [term / totals[name] for name, term in loss.terms.items() if totals[name]]
-        total = torch.stack(terms).sum()
-        sums = {name: torch.stack([v.detach().double() for v in pair]) for name, pair in loss.metrics.items()}
-        gradients: Sequence[Tensor | None] = []
-        if total.requires_grad and alone:
-            team.backward(total)
-        elif total.requires_grad:  # lanes share the weights, so none may write to their `.grad`
-            gradients = torch.autograd.grad(total, weights, allow_unused=True)
-        return total.detach(), gradients, sums, loss.tallies
+        return _backward(loss, totals, team, shared)
 
-    summed = team.gradients(weights, len(batches))
-    for part in team.parts(batches):
-        torch.manual_seed(derive(seed, "step", step, *part.stream))
-        rows = [part.batch] if lanes is None else split(part.batch, lanes.count)
-        with team.computing(part):
-            for total, gradients, sums, tallies in (
-                map(work, rows) if lanes is None else lanes.run(work, rows)
-            ):
-                _add(weights, gradients)
-                if part.counted:
-                    found.add(part.micro, total, sums, tallies)
-        summed.add()
-    everyone = team.exchange({**found.plain(), "unseen": summed.unseen()})
+    summed, short = team.gradients(weights, len(batches)), ""
+    try:
+        for part in team.parts(batches):
+            torch.manual_seed(derive(seed, "step", step, *part.stream))
+            rows = [part.batch] if lanes is None else split(part.batch, lanes.count)
+            with team.computing(part):
+                for passed in map(work, rows) if lanes is None else lanes.run(work, rows):
+                    _add(weights, passed.gradients)
+                    if part.counted:
+                        found.add(passed)
+            summed.add()
+    except (MemoryError, RuntimeError) as error:
+        if team.meets or not is_shortage(error):
+            raise
+        short, found = one_line(error), _Found()
+    everyone = team.exchange({**found.plain(), "unseen": summed.unseen(), "short": short})
+    if short := next((each["short"] for each in everyone if each["short"]), ""):
+        raise OutOfMemory(short)
     summed.finish([each["unseen"] for each in everyone])
-    result = _result(everyone, batches, step, device)
+    result = _result(everyone, device)
     for batch in batches:
         _count(result, batch)
     return result
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """What one forward and backward pass gave; `gradients` where they are not in the weights' `.grad`."""
+
+    total: Tensor
+    gradients: Sequence[Tensor | None]
+    sums: dict[str, Tensor]
+    tallies: dict[str, Tensor]
+
+
+def _backward(
+    loss: Loss, totals: dict[str, float], team: Team, shared: Sequence[nn.Parameter] | None
+) -> _Passed:
+    """Divides each term by its count and goes back; lanes share the weights, so none may write to their `.grad`."""
+    terms = [term / totals[name] for name, term in loss.terms.items() if totals[name]]
+    total = torch.stack(terms).sum()
+    sums = {name: torch.stack([v.detach().double() for v in pair]) for name, pair in loss.metrics.items()}
+    gradients: Sequence[Tensor | None] = []
+    if total.requires_grad and shared is None:
+        team.backward(total)
+    elif total.requires_grad and shared is not None:
+        gradients = torch.autograd.grad(total, shared, allow_unused=True)
+    return _Passed(total.detach(), gradients, sums, loss.tallies)
 
 
 class _Found:
     """What this process's passes gave, on the device until the step is done."""
 
     def __init__(self) -> None:
-        self.micros: list[int] = []
         self.losses: list[Tensor] = []
         self.metrics: dict[str, list[Tensor]] = {}
         self.tallies: dict[str, Tensor] = {}
 
-    def add(self, micro: int, total: Tensor, sums: dict[str, Tensor], tallies: dict[str, Tensor]) -> None:
+    def add(self, passed: _Passed) -> None:
         """Keeps one pass's values."""
-        self.micros.append(micro)
-        self.losses.append(total)
-        for name, value in sums.items():
+        self.losses.append(passed.total)
+        for name, value in passed.sums.items():
             self.metrics.setdefault(name, []).append(value)
-        for name, tally in tallies.items():
+        for name, tally in passed.tallies.items():
             self.tallies[name] = self.tallies.get(name, 0) + tally
 
     def plain(self) -> dict[str, Any]:
         """The same as plain JSON."""
         return {
-            "micros": self.micros,
             "losses": torch.stack(self.losses).double().tolist() if self.losses else [],
             "metrics": {name: torch.stack(pairs).tolist() for name, pairs in self.metrics.items()},
             "tallies": {name: tally.tolist() for name, tally in self.tallies.items()},
         }
 
 
-def _result(
-    everyone: Sequence[dict[str, Any]], batches: Sequence[Batch], step: int, device: torch.device
-) -> Step:
+def _result(everyone: Sequence[dict[str, Any]], device: torch.device) -> Step:
     """The step's values from those of all processes: exact sums, which no order of additions changes."""
-    losses = [value for each in everyone for value in each["losses"]]
-    _check_losses(losses, [batches[micro] for each in everyone for micro in each["micros"]], step)
-    result = Step(loss=math.fsum(losses))
+    result = Step(loss=_sum([value for each in everyone for value in each["losses"]]))
     pairs: dict[str, list[list[float]]] = {}
     for each in everyone:
         for name, values in each["metrics"].items():
@@ -161,23 +177,6 @@ def _add(weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
             weight.grad = gradient if weight.grad is None else weight.grad + gradient
 
 
-def _check_losses(values: Sequence[float], owners: Sequence[Batch], step: int) -> None:
-    for value, batch in zip(values, owners, strict=True):
-        if not math.isfinite(value):
-            raise RunError(f"step {step + 1}: the loss is {value}; {_samples([batch])}; {_ADVICE}")
-
-
-_ADVICE = (
-    "nothing of this step was kept; look at these samples, lower the learning rate, or use precision: fp32"
-)
-
-
-def check_gradient(norm: float, step: int, batches: Sequence[Batch]) -> None:
-    """Raises RunError naming the step and its samples when the gradient is not finite."""
-    if not math.isfinite(norm):
-        raise RunError(f"step {step + 1}: the gradient is {norm}; {_samples(batches)}; {_ADVICE}")
-
-
 def _count(result: Step, batch: Batch) -> None:
     result.rows += batch["ids"].shape[0]
     result.tokens += int((batch["segments"] != 0).sum())
@@ -185,13 +184,3 @@ def _count(result: Step, batch: Batch) -> None:
         result.tokens += int((batch["source_segments"] != 0).sum())
     if "target_weight" in batch:
         result.trained += int((batch["target_weight"] != 0).sum())
-
-
-def _samples(batches: Sequence[Batch]) -> str:
-    ids = [
-        int(i) for batch in batches if "sample_ids" in batch for i in batch["sample_ids"].tolist() if i >= 0
-    ]
-    if not ids:
-        return "its batches carry no sample ids"
-    shown = ", ".join(str(i) for i in ids[:8])
-    return f"samples {shown}" + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")

@@ -27,6 +27,7 @@ class Window:
     all_rows: int = 0
     all_waited: float = 0.0
     """Seconds that training stood still for data."""
+    skipped: int = 0
 
     def add(self, result: Step, seconds: float, *, norm: float, rate: float, progress: float) -> None:
         """Books one step."""
@@ -44,13 +45,21 @@ class Window:
             sums[1] += bottom
         self.latest = {"lr": rate, "gradient_norm": norm, "progress": progress}
 
+    def pass_over(self, seconds: float) -> None:
+        """Books a step without an update: its time, and nothing of what it gave."""
+        self.skipped += 1
+        self.seconds += seconds
+
     def shown(self) -> dict[str, float]:
         """What a progress bar shows."""
-        return {"loss": self.loss / self.steps, "tokens/s": self.tokens / max(self.seconds, 1e-9)}
+        loss = {"loss": self.loss / self.steps} if self.steps else {}
+        return {**loss, "tokens/s": self.tokens / max(self.seconds, 1e-9)}
 
     def flush(self) -> dict[str, Any]:
-        """The row of metrics.jsonl for the steps since the last one: means over them, and the latest lr and norm."""
-        row: dict[str, Any] = {"loss": self.loss / self.steps}
+        """The row of metrics.jsonl for the steps since the last one: means over them, and the latest lr and norm.
+
+        Steps that were skipped are counted and in no mean; where all were, there is no loss."""
+        row: dict[str, Any] = {"loss": self.loss / self.steps} if self.steps else {}
         row |= {name: top / bottom for name, (top, bottom) in self.metrics.items() if bottom}
         if "nll" in row:
             row["perplexity"] = math.exp(min(row["nll"], 700.0))
@@ -60,8 +69,10 @@ class Window:
             "trained_tokens": self.all_trained,
             "tokens": self.all_tokens,
         }
-        self.final_loss = row["loss"]
-        self.steps = self.tokens = self.trained = 0
+        if self.skipped:
+            row["skipped"] = self.skipped
+        self.final_loss = row.get("loss", self.final_loss)
+        self.steps = self.tokens = self.trained = self.skipped = 0
         self.loss = self.seconds = 0.0
         self.metrics = {}
         return row

@@ -155,3 +155,12 @@ def toy_source() -> type[ToySource]:
 @pytest.fixture
 def toy_batch() -> Callable[[int, int, int], Batch]:
     return make_batch
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Inside, operations run in one thread: toys are too small for more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

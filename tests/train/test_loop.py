@@ -135,7 +135,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(folder: A
             return batches
 
     run = folder()
-    with pytest.raises(RunError, match=r"step 7: the loss is (inf|nan); samples \d+"):
+    with pytest.raises(
+        RunError, match=r"step 7: the loss is (inf|nan); the loss in micro-batch 2 of 2, .*; samples \d+"
+    ):
         run.fit(config(), source=Poison())
     assert [p.name for p in (run.path / "checkpoints").iterdir()] == ["step-000004"]
 
