@@ -26,6 +26,7 @@ from nalanda.base.errors import UserError
 Value = TypeVar("Value")
 _FAILURE = "nalanda/failure"
 _LEFT = "nalanda/left"
+_SHORT = 2048  # bytes of a word that travel in one exchange
 _LINGER = (
     10.0  # seconds that the first rank, which may host the store, waits for the others to be done with it
 )
@@ -47,24 +48,12 @@ class Ranks:
         """The values of all ranks, in their order. Plain JSON; floats come back to the last bit."""
         if self.size == 1:
             return [value]
-        import torch
-        import torch.distributed as dist
-
-        gather: Any = (
-            getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        )  # its name before 2.13
-        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        sizes = torch.zeros(self.size, dtype=torch.int64)
-        gather(sizes, torch.tensor([text.numel()]))
-        widest = int(sizes.max())
-        mine = torch.zeros(widest, dtype=torch.uint8)
-        mine[: text.numel()] = text
-        everyone = torch.zeros(self.size * widest, dtype=torch.uint8)
-        gather(everyone, mine)
-        rows = everyone.view(self.size, widest)
-        return [
-            json.loads(bytes(row[:size].tolist())) for row, size in zip(rows, sizes.tolist(), strict=True)
-        ]
+        text = json.dumps(value).encode()
+        found = _exchange(len(text).to_bytes(8, "big") + text[:_SHORT], 8 + _SHORT, self.size)
+        sizes = [int.from_bytes(each[:8], "big") for each in found]
+        longest = max(sizes) - _SHORT
+        more = _exchange(text[_SHORT:], longest, self.size) if longest > 0 else [b""] * self.size
+        return [json.loads((one[8:] + two)[:size]) for one, two, size in zip(found, more, sizes, strict=True)]
 
     def largest(self, *values: float) -> list[float]:
         """The largest of each value among all ranks: how they agree on a clock, or that one was asked to stop."""
@@ -137,6 +126,19 @@ def joined(timeout: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
     finally:
         _current = Ranks()
         _leave(ranks, store)
+
+
+def _exchange(text: bytes, width: int, size: int) -> list[bytes]:
+    """What each rank gave, filled up to `width` bytes."""
+    import torch
+    import torch.distributed as dist
+
+    gather: Any = (
+        getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    )  # its name before 2.13
+    everyone = torch.empty(size * width, dtype=torch.uint8)
+    gather(everyone, torch.frombuffer(bytearray(text.ljust(width, b" ")), dtype=torch.uint8))
+    return [bytes(row.numpy()) for row in everyone.view(size, width)]
 
 
 def _backend() -> str:

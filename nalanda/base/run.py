@@ -25,6 +25,7 @@ import shutil
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -123,10 +124,17 @@ def difference(old: Any, new: Any, path: str = "") -> list[str]:
 class Run:
     """An open, locked run folder."""
 
-    def __init__(self, path: Path, config: dict[str, Any], inputs: dict[str, str], format: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        inputs: dict[str, str],
+        format: int,
+        free: Sequence[str] = (),
+    ) -> None:
         self.path, self.config, self.inputs, self.format = path, config, inputs, format
         self.lock = Lock(path)
-        self.fingerprint = fingerprint(config, inputs, format)
+        self.fingerprint = fingerprint({k: v for k, v in config.items() if k not in free}, inputs, format)
         self.started = time.monotonic()
         self.journal = Journal(path / "metrics.jsonl")
         self.notes: list[str] = []
@@ -139,14 +147,16 @@ class Run:
         inputs: dict[str, str],
         format: int = 1,
         replace: bool = False,
+        free: Sequence[str] = (),
     ) -> Run:
         """Locks `path` and prepares it for `config`.
 
         A folder of another config is refused with the keys that differ, or with `replace=True` its content is
-        moved to `.previous/` beside it (and what was there for this very config is taken back).
+        moved to `.previous/` beside it (and what was there for this very config is taken back). `free`: keys of the
+        config that may differ, because the result does not depend on them.
         Raises RunError when the folder is held, foreign or damaged.
         """
-        run = cls(path, config, inputs, format)
+        run = cls(path, config, inputs, format, free)
         run.lock.acquire()
         try:
             run._adopt(replace)

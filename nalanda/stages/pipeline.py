@@ -98,8 +98,9 @@ def _open(planned: Planned, recipe: Recipe) -> Run:
     inputs = {
         key: fingerprint_input(place, key) for key, place in planned.stage.inputs(planned.config).items()
     }
+    stage = planned.stage
     return Run.open(
-        planned.folder, planned.resolved(), inputs, planned.stage.format, replace=recipe.is_pipeline
+        planned.folder, planned.resolved(), inputs, stage.format, replace=recipe.is_pipeline, free=stage.free
     )
 
 

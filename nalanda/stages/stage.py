@@ -5,6 +5,7 @@ STAGE = Stage(config=CorpusStage, inputs=..., run=..., shrink=..., format=1)
 run(config, run, context) -> result      plain JSON values; the caller writes result.json from them
 inputs(config) -> {key: place}           the config keys (dotted) that name folders or files, and where they are
 shrink(config) -> config                 the same work made tiny, for --dry-run
+free                                     config keys that may change between two attempts: how, not what
 together                                 whether all processes of torchrun work on it; else the first does
 """
 
@@ -40,6 +41,7 @@ class Stage:
     shrink: Callable[[Any], Any] = field(default=lambda config: config)
     format: int = 1
     together: bool = False
+    free: tuple[str, ...] = ()
 
 
 def fingerprint_input(place: Path, key: str) -> str:

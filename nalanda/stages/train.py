@@ -43,6 +43,7 @@ from nalanda.train.checkpoint import CheckpointConfig
 from nalanda.train.config import LoopConfig
 from nalanda.train.hooks import Evaluation, EvaluationConfig, Hook, TensorBoard
 from nalanda.train.loop import fit
+from nalanda.train.parallel_model import check_parallel
 from nalanda.train.schedule import BudgetConfig
 
 
@@ -153,6 +154,7 @@ def prepare(
     notes: list[str] = []
     model = build_model(config, tokenizer, notes.append)
     check_length(config, model)
+    check_parallel(config.parallel, model, current().size)
     prompting = Prompting(tokenizer, model.spec, model.generation)
 
     def made() -> tuple[Source, Source | None]:
@@ -254,4 +256,12 @@ def shrink(config: TrainStage) -> TrainStage:
     )
 
 
-STAGE = Stage(config=TrainStage, run=run, inputs=inputs, shrink=shrink, format=2, together=True)
+STAGE = Stage(
+    config=TrainStage,
+    run=run,
+    inputs=inputs,
+    shrink=shrink,
+    format=2,
+    together=True,
+    free=("parallel", "workers", "threads"),
+)

@@ -15,7 +15,7 @@ from nalanda.train.checkpoint import CheckpointConfig
 from nalanda.train.compile import Mode
 from nalanda.train.health import HealthConfig
 from nalanda.train.optimizer import AdamWConfig, OptimizerConfig
-from nalanda.train.parallel import ParallelConfig
+from nalanda.train.parallel_sizes import ParallelConfig
 from nalanda.train.precision import Precision
 from nalanda.train.schedule import BudgetConfig, ScheduleConfig
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,8 @@ from nalanda.train.parallel_context import Context
 from nalanda.train.parallel_exchange import shared
 from nalanda.train.parallel_experts import own
 from nalanda.train.parallel_layout import Layout, Layouts
+from nalanda.train.parallel_sizes import ParallelConfig, Sizes, sizes_of
 from nalanda.train.parallel_tensor import Parts, cut
-
-if TYPE_CHECKING:
-    from nalanda.train.parallel import ParallelConfig, Sizes
 
 DIMENSIONS = ("data", "expert", "context", "tensor")
 
@@ -124,6 +122,19 @@ def arrange(model: Any, config: ParallelConfig, sizes: Sizes, device: torch.devi
         for over in dict.fromkeys(spread.values()):
             sums.append(([name for name, dimensions in spread.items() if dimensions == over], over))
     return Arrangement(Layouts(layouts), mesh, skeleton, context, sums)
+
+
+def check_parallel(config: ParallelConfig, model: nn.Module, world: int) -> None:
+    """Raises UserError, before any work, where sizes do not multiply to `world` or do not divide the model."""
+    sizes = sizes_of(config, world)
+    if (sizes.tensor, sizes.expert, sizes.context) != (1, 1, 1):
+        trial = bare(model)
+        if sizes.tensor > 1:
+            cut(trial, 0, sizes.tensor, None, lambda weight, axis, parts: None)
+        if sizes.expert > 1:
+            own(trial, sizes.expert, None, lambda weight, axis, parts: None)
+        if sizes.context > 1:
+            Context(trial, 0, sizes.context, None)
 
 
 def _shared_out(
