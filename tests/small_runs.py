@@ -47,10 +47,11 @@ class Texts:
         width: int = 16,
         bad_step: int | None = None,
         infinite: tuple[int, ...] = (),
+        pairs: bool = False,
     ) -> None:
         """`infinite`: steps whose last micro-batch has an infinite weight."""
         self.micros, self.rows, self.width, self.bad_step = micros, rows, width, bad_step
-        self.infinite = infinite
+        self.infinite, self.pairs = infinite, pairs
         self.fingerprint = f"texts {micros} {rows} {width}"
         self.asked: list[int] = []
 
@@ -74,10 +75,13 @@ class Texts:
         positions = torch.where(column < cut, column, column - cut).to(torch.int32)
         weight = (segments != 0).float()
         ids_after = (ids * 5 + 1) % VOCABULARY
-        return Batch(
+        batch = Batch(
             ids=ids, segments=segments, positions=positions, targets=ids_after, target_weight=weight,
             sample_ids=torch.arange(rows) + seed % 1000,
         )  # fmt: skip
+        if self.pairs:
+            batch.update(source_ids=ids.flip(1), source_segments=segments.flip(1), source_positions=positions)
+        return batch
 
     def epoch(self) -> Iterator[Batch]:
         for i in range(3):

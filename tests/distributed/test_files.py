@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,6 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copied(folder: Path, to: Path) -> str:
-    import shutil
-
     shutil.copytree(folder, to / "run")
     return str(to / "run")
 
@@ -69,8 +68,6 @@ def test_one_process_ranks_go_on_from_one(tmp_path: Path, undisturbed: list[Trai
         WORK, folder=str(tmp_path), loop={**LOOP, "budget": {"steps": 6}, "checkpoint": {"every": 4}}
     )
     trained(alone)
-    import shutil
-
     shutil.rmtree(tmp_path / "checkpoints" / "step-000006")
     rest = together(2, trained, replace(WORK, folder=str(tmp_path)))[0]
     assert rest.rows[0]["step"] == 5
@@ -102,3 +99,38 @@ def test_no_number_is_written_twice_and_damage_is_named(stopped: Path, tmp_path:
     (folder / names[3]).write_bytes(content)
     with pytest.raises(RunError, match=r"rank-00001\.safetensors: its SHA-256 differs"):
         store.newest()
+
+
+MOE: dict[str, Any] = {"moe": {"experts": 4, "top_k": 2, "inner": 16}}
+MOVES = [
+    ({"data": 2, "tensor": 2, "shard": True}, 4, {"tensor": 2}, 2, {}),
+    ({"tensor": 2}, 2, {}, 1, {}),
+    ({"data": 2, "expert": 2, "shard": True}, 4, {"shard": True}, 2, MOE),
+    ({"context": 2, "shard": True}, 2, {"data": 2, "tensor": 2}, 4, {}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "many", "after", "others", "model"), MOVES)
+def test_from_one_layout_to_another(
+    tmp_path: Path,
+    before: dict[str, Any],
+    many: int,
+    after: dict[str, Any],
+    others: int,
+    model: dict[str, Any],
+) -> None:
+    """Half of a run in one layout, half in another, as a whole one; and in the first one again, to the last bit."""
+    loop = {**LOOP, "parallel": before}
+    work = Work({**loop, "checkpoint": {"every": 3}}, model=model, folder=str(tmp_path / "whole"))
+    whole = together(many, trained, work)[0]
+    shutil.rmtree(tmp_path / "whole" / "checkpoints" / "step-000006")
+    shutil.copytree(tmp_path / "whole", tmp_path / "moved")
+    again = together(many, trained, work)[0]
+    assert again.losses == whole.losses[3:]
+    assert all(torch.equal(value, again.weights[name]) for name, value in whole.weights.items())
+    moved = replace(work, folder=str(tmp_path / "moved"), loop={**work.loop, "parallel": after})
+    rest = trained(moved) if others == 1 else together(others, trained, moved)[0]
+    losses, weights = largest_difference(replace(whole, rows=[r for r in whole.rows if r["step"] > 3]), rest)
+    assert losses < 1e-6
+    assert weights < 1e-6
