@@ -21,7 +21,6 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -186,7 +185,7 @@ Digests = dict[str, dict[str, Any]]
 class HashedFile:
     """A file open for writing that hashes what goes through it."""
 
-    def __init__(self, file: FileIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file, self._hash, self._bytes = file, hashlib.sha256(), 0
 
     def write(self, data: Any) -> None:
@@ -196,8 +195,7 @@ class HashedFile:
             part = whole[start : start + _CHUNK]
             self._hash.update(part)
             self._bytes += len(part)
-            while part:
-                part = part[self._file.write(part) :]
+            self._file.write(part)
 
     def row(self) -> dict[str, Any]:
         """What a manifest says of it."""
@@ -210,9 +208,10 @@ def hashed_writer(path: Path, known: Digests) -> Iterator[HashedFile]:
 
     Its row of the manifest goes into `known`, which `atomic_folder` takes, so that nothing is read a second time.
     """
-    with path.open("wb", buffering=0) as file:
+    with path.open("wb", buffering=_CHUNK) as file:
         hashed = HashedFile(file)
         yield hashed
+        file.flush()
         os.fsync(file.fileno())
     known[path.name] = hashed.row()
 

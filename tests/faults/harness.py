@@ -1,15 +1,21 @@
-"""A trainer made to be killed. Started once as a process of its own, it imports torch and then forks a fresh trainer
-for each line that it reads: a life costs milliseconds instead of the seconds of an import.
+"""Runs made to be killed. Started once as a process of its own, this imports torch and then forks a fresh process for
+each line that it reads: a life costs milliseconds instead of the seconds of an import.
 
     python harness.py
     > {"folder": "/tmp/x", "kill_after": 0.2}        answered by {"status": -9, "seconds": 0.2}
-    > {"folder": "/tmp/x", "kill_after": null}       answered by {"status": 0, "seconds": 1.7}
+    > {"folder": "/tmp/x"}                           answered by {"status": 0, "seconds": 1.7}
+
+    loop: {...}         changes to LOOP, for the trainer of a tiny model that this file holds
+    command: [...]      the real command line instead, what it says in `said`
+    arm: {"mode": "k", "at": 7, "log": null}         faults at system calls: see shim.c, which must be preloaded
 
 It must not compute before it forks: OpenMP's threads do not survive a fork.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -23,6 +29,8 @@ from typing import Any
 import torch
 import torch._dynamo  # optimizers import it in their first step: once here instead of in each life
 
+import nalanda.stages.train
+from nalanda import cli
 from nalanda.base.errors import UserError
 from nalanda.base.run import Run
 from nalanda.base.seeds import derive
@@ -95,11 +103,12 @@ def build_model() -> Model:
     return Model(spec, {"tokens": TokensHeadSpec()})
 
 
-def train(folder: Path) -> None:
+def train(folder: Path, changes: dict[str, Any]) -> None:
     """What `nalanda train` does, on the smallest model."""
     torch.set_num_threads(1)
-    loop, source, objective = parse(LoopConfig, LOOP, "harness"), Stream(), TokensConfig()
-    with Run.open(folder, LOOP, {"data": source.fingerprint}, format=1) as run:
+    values = {**LOOP, **changes}
+    loop, source, objective = parse(LoopConfig, values, "harness"), Stream(), TokensConfig()
+    with Run.open(folder, values, {"data": source.fingerprint}, format=1) as run:
         if run.done:
             return
         hooks = [Evaluation(EvaluationConfig(every=20, keep_best=False), source, objective)]
@@ -113,6 +122,8 @@ def train(folder: Path) -> None:
             hooks=hooks,
             log=run.log,
             rewind=run.rewind_metrics,
+            mark=run.journal.mark,
+            verify=run.check_metrics,
             device="cpu",
         )
         weights = {name: value.flatten().tolist() for name, value in model.state_dict().items()}
@@ -120,17 +131,31 @@ def train(folder: Path) -> None:
 
 
 def child(order: dict[str, Any]) -> int:
-    """Trains, and gives the exit code that the command line would."""
-    try:
-        train(Path(order["folder"]))
-    except UserError as error:
-        Path(order["folder"]).joinpath("error.txt").write_text(str(error))
-        return error.exit_code
+    """Runs, and gives the exit code that the command line would."""
+    if arm := order.get("arm"):
+        shim = ctypes.CDLL(os.environ["LD_PRELOAD"])
+        log = os.fsencode(arm["log"]) if arm.get("log") else None
+        root = os.fsencode(arm.get("root") or order["folder"])
+        shim.faults_arm(root, ord(arm["mode"]), ctypes.c_long(arm.get("at", 0)), log)
+    with Path(order.get("said") or os.devnull).open("a") as said:
+        if "command" in order:
+            torch.set_num_threads(1)
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                try:
+                    cli.main(order["command"])
+                except SystemExit as stop:
+                    return int(stop.code or 0)
+            return 0
+        try:
+            train(Path(order["folder"]), order.get("loop", {}))
+        except UserError as error:
+            said.write(f"{error}\n")
+            return error.exit_code
     return 0
 
 
 def live(order: dict[str, Any]) -> dict[str, Any]:
-    """One life of a trainer, ended by itself or by SIGKILL after `kill_after` seconds."""
+    """One life, ended by itself or by a signal after `kill_after` seconds."""
     began = time.perf_counter()
     pid = os.fork()
     if pid == 0:
@@ -142,7 +167,7 @@ def live(order: dict[str, Any]) -> dict[str, Any]:
             sys.stderr.flush()
         finally:
             os._exit(code)
-    if order["kill_after"] is not None:
+    if order.get("kill_after") is not None:
         time.sleep(order["kill_after"])
         os.kill(pid, order.get("signal", signal.SIGKILL))
     _, status = os.waitpid(pid, 0)
@@ -150,5 +175,6 @@ def live(order: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    assert nalanda.stages.train  # imported once, here, and not in each life
     for line in sys.stdin:
         print(json.dumps(live(json.loads(line))), flush=True)  # noqa: T201
