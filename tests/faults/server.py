@@ -20,7 +20,7 @@ SMALL: dict[str, Any] = {
     "log_every": 1,
 }
 """A training of a fifth of a second with three checkpoints, each of which replaces the one before."""
-CLOCK = ("seconds", "tokens_per_second")
+CLOCK = ("seconds", "tokens_per_second", "all_waited")
 
 
 def build_shim(folder: Path) -> Path | None:
@@ -113,7 +113,7 @@ def state(folder: Path) -> dict[str, Any]:
     return {
         "rows": rows(folder),
         "weights": json.loads((folder / "result.json").read_text()).get("weights"),
-        "window": {k: v for k, v in window.items() if k != "seconds"},
+        "window": {k: v for k, v in window.items() if k not in CLOCK},
         **{name: digest(last / name) for name in ("model.safetensors", "optimizer.safetensors")},
     }
 
