@@ -159,20 +159,40 @@ class Race:
                 try:
                     self.enter(name)
                 except ContestantError as error:
-                    self.failures[name] = str(error)
-                    say(f"{self.job}: {error}")
+                    self.fail(name, error)
             for turn in range(self.options.rounds):
                 for place in order(len(self.running), turn):
-                    contestant, record = self.running[place]
-                    record.turns.append(contestant.turn(self.each, mark=turn == 0))
+                    self.turn(*self.running[place], mark=turn == 0)
                 if turn % 10 == 9 or turn + 1 == self.options.rounds:
                     say(f"{self.job}: round {turn + 1} of {self.options.rounds}")
-            for contestant, record in self.running:
-                record.facts = contestant.end()
-            return [record for _, record in self.running]
+            return [record for contestant, record in self.running if self.ended(contestant, record)]
         finally:
             for contestant, _ in self.running:
                 contestant.__exit__(None, None, None)
+
+    def turn(self, contestant: Contestant, record: Record, mark: bool) -> None:
+        """One turn of one contestant that has not failed."""
+        if contestant.name in self.failures:
+            return
+        try:
+            before = contestant.cpu_seconds()
+            record.turns.append(contestant.turn(self.each, mark=mark))
+            record.cpu_seconds += contestant.cpu_seconds() - before
+        except ContestantError as error:
+            self.fail(contestant.name, error)
+
+    def ended(self, contestant: Contestant, record: Record) -> bool:
+        """Takes a contestant's report; whether there is one."""
+        try:
+            record.facts = contestant.end() if contestant.name not in self.failures else {}
+        except ContestantError as error:
+            self.fail(contestant.name, error)
+        return bool(record.facts)
+
+    def fail(self, name: str, error: ContestantError) -> None:
+        """A contestant is out."""
+        self.failures[name] = str(error)
+        say(f"{self.job}: {error}")
 
     def enter(self, name: str) -> None:
         """Starts a contestant, once with an empty compile cache and once more with what that left; warms it up."""

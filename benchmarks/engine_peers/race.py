@@ -86,6 +86,11 @@ class Contestant:
         self._signal(signal.SIGSTOP)
         return seconds
 
+    def cpu_seconds(self) -> float:
+        """What all its threads have computed so far, spinning included; on a busy machine steadier than the clock."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def end(self) -> dict[str, Any]:
         """Ends its training and returns what it reports."""
         self._signal(signal.SIGCONT)
@@ -123,7 +128,7 @@ class Contestant:
 
 @dataclass
 class Record:
-    """What one contestant did in one race. `turns`: seconds of each round's turn, and its steps."""
+    """What one contestant did in one race. `turns`: seconds of each round's turn; `cpu_seconds`: of all of them."""
 
     name: str
     steps_per_turn: int
@@ -132,6 +137,7 @@ class Record:
     cold_seconds: float | None = None
     warm_up: int = 0
     turns: list[float] = field(default_factory=list)
+    cpu_seconds: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
 
     def turn_tokens(self) -> list[int]:

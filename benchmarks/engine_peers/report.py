@@ -19,6 +19,7 @@ Each contestant is a process of its own; in each round every one does the same n
 given to the turn handed back: data, clipping, schedule, logging, evaluation and checkpoints are inside.
 
 - **tokens/s**: all tokens that are not padding over all seconds.
+- **per CPU s**: the same over the seconds of processor time of all its threads, waiting in loops included.
 - **Nalanda is**: times as fast, round by round: the median, and in brackets the middle half of the rounds.
   **in total**: the ratio of the two rates, with evaluations and checkpoints, which few rounds have.
 - **memory**: peak of resident memory above that after the imports, compiling included; **steady**: without warm-up.
@@ -65,6 +66,7 @@ def row(record: Record, ours: Record | None, peak: float | None, flops: float | 
     cells = [
         record.name,
         f"{record.rate():,.0f}",
+        f"{sum(record.turn_tokens()) / record.cpu_seconds:,.0f}",
         compared,
         total,
         f"{facts['peak'] / MIB:,.0f}{memory}",
@@ -84,9 +86,9 @@ def table(records: list[Record]) -> list[str]:
     peak = statistics.median(matmul.rates()) if matmul else None
     flops = next((r.facts["flops_per_token"] for r in records if "flops_per_token" in r.facts), None)
     lines = [
-        "| contestant | tokens/s | Nalanda is | in total | memory, MiB (Nalanda's share) | steady, MiB "
+        "| contestant | tokens/s | per CPU s | Nalanda is | in total | memory, MiB (Nalanda's share) | steady, MiB "
         "| share of peak | first step, s | loss | parameters |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(row(record, ours, peak, flops) for record in records if record is not matmul),
         "",
     ]

@@ -1,9 +1,10 @@
 """JoeyNMT's own training in the race: `joeynmt.training.train` on a Transformer of the same sizes.
 
 Needs joeynmt (PyPI). It reads text: each token is written as a word ("t17"), so its sequences are the others'
-(special tokens it adds itself). Its batches are as many pairs as Hugging Face's; its own batches by tokens are not
-sorted by length either. It validates by decoding and saves only then: both are left out, to its advantage.
-`joeynmt-tuned` is what its code asks about ("torch.bfloat16 for cpu?"), and its network compiled, from outside.
+(special tokens it adds itself). Its batches are by tokens, as in its own recipes: pairs in a random order until rows
+times the longest side reach the budget. It validates by decoding and saves only then: both are left out, to its
+advantage. `joeynmt-tuned` is what its code asks about ("torch.bfloat16 for cpu?"), and its network compiled, from
+outside.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def write_text(folder: Path, peers: Path, vocabulary: int) -> None:
     (folder / "words.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
 
 
-def config_of(plan: dict[str, Any], text: Path, rows: int) -> dict[str, Any]:
+def config_of(plan: dict[str, Any], text: Path) -> dict[str, Any]:
     """What its YAML files hold."""
     job = plan["job"]
     stack = {
@@ -79,9 +81,11 @@ def config_of(plan: dict[str, Any], text: Path, rows: int) -> dict[str, Any]:
             "normalization": "tokens",
             "optimizer": "adamw",
             "learning_rate": plan["lr"],
+            "learning_rate_warmup": int(plan["warmup"]),
+            "scheduling": "warmupinversesquareroot",
             "clip_grad_norm": 1.0,
-            "batch_size": rows,
-            "batch_type": "sentence",
+            "batch_size": job["batch_tokens"],
+            "batch_type": "token",
             "epochs": 10_000,
             "updates": plan["steps"],
             "logging_freq": plan["log_every"],
@@ -101,7 +105,6 @@ def main() -> None:
     write_text(text, peers, job["vocabulary"])
     turns.imported()
     how = SETTINGS[plan["variant"]] | plan["overrides"]
-    facts = json.loads((peers / "facts.json").read_text(encoding="utf-8"))
     counts: list[int] = []
     found: dict[str, int] = {}
     manager = joeynmt.training.TrainManager
@@ -111,23 +114,21 @@ def main() -> None:
         counts.append(int(batch.src_length.sum()) + batch.ntokens)
         return given_step(self, batch)
 
-    def start(self: Any, *data: Any) -> None:
+    def start(self: Any, **data: Any) -> None:
         found["parameters"] = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         if how["bf16"]:
             self.autocast = {"device_type": "cpu", "enabled": True, "dtype": torch.bfloat16}
         if how["compile"]:
             self.model._encode_decode = torch.compile(self.model._encode_decode, dynamic=True)
-        turns.built()
-        given_start(self, *data)
+        given_start(self, **data)
 
     manager._train_step, manager.train_and_validate = step, start
     turns.each_optimizer_step()
     (Path(plan["folder"]) / "run").mkdir(parents=True)
     with turns.race():
-        rows = round(plan["pair_tokens"] / facts["pair_tokens"])
-        joeynmt.training.train(0, None, config_of(plan, text, rows), skip_test=True)
+        joeynmt.training.train(0, None, config_of(plan, text), skip_test=True)
     sys.stdout.flush()
-    versions = {"torch": torch.__version__, "joeynmt": joeynmt.__version__}
+    versions = {"torch": torch.__version__, "joeynmt": version("joeynmt")}
     turns.built(parameters=found["parameters"], settings=how, versions=versions)
     printed = (Path(plan["folder"]) / "output.txt").read_text(encoding="utf-8")
     losses = [float(loss) for loss in re.findall(r"Batch Loss: +([\d.]+)", printed)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,6 @@ def main() -> None:
 
     def fit(*args: Any, state: dict[str, Any], **more: Any) -> None:
         found["parameters"] = sum(p.numel() for p in state["model"].parameters())
-        turns.built()
         given(*args, state=state, **more)
 
     given, litgpt.pretrain.fit = litgpt.pretrain.fit, fit
@@ -133,7 +133,7 @@ def main() -> None:
             },
             logger_name="csv",
         )
-    versions = {"torch": torch.__version__, "litgpt": litgpt.__version__}
+    versions = {"torch": torch.__version__, "litgpt": version("litgpt")}
     turns.built(parameters=found["parameters"], settings=how, versions=versions)
     sys.stdout.flush()
     printed = (Path(plan["folder"]) / "output.txt").read_text(encoding="utf-8")

@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,6 @@ class Turns:
     def built(self, **facts: Any) -> None:
         """What the coordinator compares and reports: `parameters`, `settings`, `versions` ..."""
         self._facts |= facts
-        self._facts.setdefault("built_at", time.monotonic())
 
     def each_optimizer_step(self) -> None:
         """Takes the end of every torch optimizer's step as the end of a training step."""
@@ -101,7 +99,7 @@ class Turns:
         )
 
     def _answer(self, message: dict[str, Any]) -> None:
-        self._answers.write(json.dumps({**message, "clock": time.monotonic()}) + "\n")
+        self._answers.write(json.dumps(message) + "\n")
         self._answers.flush()
 
     def _wait(self) -> None:

@@ -61,6 +61,7 @@ def test_a_contestant_works_in_its_turns_and_stands_still_between_them(
         time.sleep(0.2)
         assert beats.stat().st_size == before > 10
         assert toy.turn(2, mark=True) >= 0.04
+        assert toy.cpu_seconds() > 0
         facts = toy.end()
     assert facts["tokens"] == [10] * 5
     assert facts["parameters"] == 7
