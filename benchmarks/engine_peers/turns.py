@@ -17,9 +17,11 @@ environments.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +36,7 @@ class Turns:
     """Waits for turns, counts steps, measures memory."""
 
     def __init__(self) -> None:
+        die_with_the_coordinator()
         self.plan: dict[str, Any] = json.loads(sys.argv[1])
         reading, writing = (int(number) for number in os.environ["ENGINE_TURNS"].split(","))
         self._commands = os.fdopen(reading, "r", encoding="utf-8")
@@ -113,6 +116,11 @@ class Turns:
             self._peaks.append(status("VmHWM"))
             reset_peak()
         self._left = command["steps"]
+
+
+def die_with_the_coordinator() -> None:
+    """Linux kills this process when its parent has gone: a stopped one would otherwise stay for ever."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def status(field: str) -> int:
