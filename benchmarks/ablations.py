@@ -1,7 +1,7 @@
 """One option changed at a time: what each part of our recipes gains, at equal tokens, and what it costs in time.
 
     NALANDA_DATA=... python benchmarks/ablations.py --scale small --seeds 3
-    python benchmarks/ablations.py --only "no value embeddings,adamw" --seeds 1
+    python benchmarks/ablations.py --only "no value embeddings,AdamW" --seeds 1
 
 Runs are those of benchmarks/quality_ours.py on the data of the job `causal`: the base is
 benchmarks/recipes/causal.yaml at the scale asked for, every row of ROWS changes it. All see the same documents
@@ -60,7 +60,7 @@ ROWS: dict[str, list[str]] = {
     "1 - sqrt cooldown": ["schedule.cooldown=sqrt"],
     "cooldown of a fifth": ["schedule.decay=0.2"],
     "gelu": ["model.activation=gelu_tanh"],
-    "glu, silu": ["model.feedforward=glu", "model.activation=silu"],
+    "glu with silu": ["model.feedforward=glu", "model.activation=silu"],
     "no qk-norm": ["model.qk_norm=false"],
     "learned positions": ["model.position=learned"],
     "tied head": ["model.tie_embeddings=true", "model.init_zero=[residual]"],
@@ -79,7 +79,7 @@ ROWS: dict[str, list[str]] = {
     "z-loss 1e-4": ["objective={kind: tokens, z_loss: 1e-4}"],
     "batches / 2 for the first 200 steps": ["data.warmup=[{steps: 200, batch: 2}]"],
     "rows / 4 for the first 200 steps": ["data.warmup=[{steps: 200, length: 4}]"],
-    "half the batch, twice the steps": ["data.batch_tokens=0.5x"],
+    "half the batch and twice the steps": ["data.batch_tokens=0.5x"],
 }
 """Changes of the recipe; `2x` multiplies what stands there. A row that changes nothing is left out of the table."""
 

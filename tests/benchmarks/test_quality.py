@@ -91,5 +91,5 @@ def test_ablations_change_the_recipe(modules: Any) -> None:
         made[name] = parse(TrainStage, override(values, changed), origin=name)
     assert made["base"] == base
     assert made["rate x 2"].optimizer.lr == 2 * base.optimizer.lr
-    assert made["half the batch, twice the steps"].data.batch_tokens == base.data.batch_tokens // 2
+    assert made["half the batch and twice the steps"].data.batch_tokens == base.data.batch_tokens // 2
     assert sum(config != base for config in made.values()) > len(made) // 2
