@@ -127,6 +127,9 @@ class ModelConfig(Config):
         exclude_if=unset,
         description="rows of a hashed table of pairs of neighbouring tokens",
     )
+    previous_mix: bool = Field(
+        default=False, exclude_if=unset, description="embeddings take in shares of those of the token before"
+    )
     logit_softcap: float | None = Field(
         default=None, gt=0, exclude_if=unset, description="logits become c tanh(logit / c)"
     )
@@ -197,6 +200,7 @@ def build_spec(config: ModelConfig, vocabulary: int) -> Spec:
         embedding_dropout=config.dropout,
         final_norm=config.norm_place == "pre",
         bigrams=config.bigrams,
+        previous_mix=config.previous_mix,
         init=config.init,
         init_std=config.init_std,
         init_zero=config.init_zero,

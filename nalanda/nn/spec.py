@@ -180,6 +180,11 @@ class Spec(Config):
         exclude_if=unset,
         description="rows of a hashed table of pairs, the token before and this one, added to embeddings",
     )
+    previous_mix: bool = Field(
+        default=False,
+        exclude_if=unset,
+        description="embeddings take in that of the token before, each channel by a learned share",
+    )
     init: Literal["normal", "scaled", "mup"] = Field(default="normal", description="see nn/initialize.py")
     init_std: float = Field(default=0.02, gt=0)
     init_zero: tuple[ZeroAtStart, ...] = Field(

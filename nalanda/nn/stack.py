@@ -36,10 +36,12 @@ class Memory(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """The stream's ids, and before each the one of its document that comes before; -1 where there is none here."""
+    """The stream's ids; before each the one of its document that comes before, -1 where there is none here; and that
+    one's vector, 0 where there is none, for stacks that mix it in."""
 
     ids_BT: Tensor
     previous_BT: Tensor
+    before_BTD: Tensor | None = None
 
 
 def pairs(tokens: Tokens, rows: int) -> Tensor:
@@ -82,6 +84,7 @@ class Stack(nn.Module):
             {str(n): nn.Embedding(spec.vocabulary, width) for n, width in widths.items() if n is not None}
         )
         self.bigrams = nn.Embedding(spec.bigrams, spec.hidden) if spec.bigrams else None
+        self.previous_mix = nn.Parameter(torch.zeros(spec.hidden)) if spec.previous_mix else None
         initialize(self, spec, len(blocks))
 
     def forward(
@@ -104,6 +107,8 @@ class Stack(nn.Module):
             if tokens is None:
                 raise ValueError("value embeddings and bigrams are looked up by token: give ids, not vectors")
             values = {int(number): table(tokens.ids_BT) for number, table in self.value_tables.items()}
+            if self.previous_mix is not None and tokens.before_BTD is not None:
+                x_BTD = x_BTD + self.previous_mix * tokens.before_BTD
             if self.bigrams is not None:
                 x_BTD = x_BTD + self.bigrams(pairs(tokens, self.bigrams.num_embeddings))
         x_BTD = self.embed(x_BTD, query.positions_BT, token_types_BT)
@@ -121,8 +126,8 @@ class Stack(nn.Module):
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether there are tables beside the embeddings that tokens are looked up in."""
-        return len(self.value_tables) > 0 or self.bigrams is not None
+        """Whether more is made of the tokens than their embeddings."""
+        return len(self.value_tables) > 0 or self.bigrams is not None or self.previous_mix is not None
 
     def _shared(
         self,

@@ -106,7 +106,7 @@ class Transformer(nn.Module):
         self._check(name, query)
         found = {kind: captured.setdefault(f"{name}.{kind}", []) for kind in capture}
         states = None if memory is None else memory.states_BSD
-        tokens = None if ids_BT is None or not stack.reads_tokens else _tokens(ids_BT, query, cache)
+        tokens = None if ids_BT is None else self._tokens(stack, ids_BT, query, cache)
         hidden_BTD = stack(x_BTD, query, key, token_types_BT, states, source, cache, found, tokens)
         return Output(hidden_BTD, memory, captured)
 
@@ -133,7 +133,7 @@ class Transformer(nn.Module):
         places = self._places(x_BSD, segments_BS, positions_BS)
         self._check("encoder", places)
         found = {kind: captured.setdefault(f"encoder.{kind}", []) for kind in capture}
-        tokens = _tokens(ids_BS, places, None) if self.encoder.reads_tokens else None
+        tokens = self._tokens(self.encoder, ids_BS, places, None)
         states_BSD = self.encoder(x_BSD, places, places, None, None, None, None, found, tokens)
         return Memory(states_BSD, places.segments_BT, places.positions_BT)
 
@@ -147,6 +147,21 @@ class Transformer(nn.Module):
         if (ids_BT is None) is (inputs_embeds_BTD is None):
             raise ValueError("give either ids_BT or inputs_embeds_BTD")
         return self.tokens(ids_BT) if inputs_embeds_BTD is None else inputs_embeds_BTD
+
+    def _tokens(self, stack: Stack, ids_BT: Tensor, places: Places, cache: Cache | None) -> Tokens | None:
+        """Each token with the one before it, of its own document, where the stack looks at that."""
+        if not stack.reads_tokens:
+            return None
+        before_BT = torch.nn.functional.pad(ids_BT[:, :-1], (1, 0), value=-1)
+        segments_BT = places.segments_BT
+        if segments_BT is not None:
+            starts_BT = segments_BT != torch.nn.functional.pad(segments_BT[:, :-1], (1, 0), value=-1)
+            before_BT = before_BT.masked_fill(starts_BT, -1)
+        if cache is not None:
+            before_BT = cache.follow(ids_BT, before_BT, segments_BT)
+        if stack.previous_mix is None:
+            return Tokens(ids_BT, before_BT)
+        return Tokens(ids_BT, before_BT, self.tokens(before_BT.clamp(min=0)) * (before_BT >= 0)[..., None])
 
     def _places(self, x_BTD: Tensor, segments_BT: Tensor | None, positions_BT: Tensor | None) -> Places:
         if segments_BT is None or is_plain(segments_BT):
@@ -167,18 +182,6 @@ class Transformer(nn.Module):
                 f"a sequence of {longest} tokens is longer than the {limit} positions of the model's {name}; "
                 f"shorten it, or build the model with {name}_position.max_length >= {longest}"
             )
-
-
-def _tokens(ids_BT: Tensor, places: Places, cache: Cache | None) -> Tokens:
-    """Each token with the one before it, of its own document."""
-    before_BT = torch.nn.functional.pad(ids_BT[:, :-1], (1, 0), value=-1)
-    segments_BT = places.segments_BT
-    if segments_BT is not None:
-        starts_BT = segments_BT != torch.nn.functional.pad(segments_BT[:, :-1], (1, 0), value=-1)
-        before_BT = before_BT.masked_fill(starts_BT, -1)
-    if cache is not None:
-        before_BT = cache.follow(ids_BT, before_BT, segments_BT)
-    return Tokens(ids_BT, before_BT)
 
 
 def _with_prefix(query: Places, key: Places, prefix_BT: Tensor, causal: bool) -> tuple[Places, Places]:

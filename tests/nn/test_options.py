@@ -18,7 +18,13 @@ from nalanda.nn.model import Model
 from nalanda.nn.spec import AttentionSpec, BlockSpec, FeedForwardSpec, Spec
 from nalanda.nn.stack import Tokens, pairs
 
-ALL: dict[str, Any] = {"value_embeddings": "ends", "bigrams": 61, "first_mix": True, "logit_softcap": 5.0}
+ALL: dict[str, Any] = {
+    "value_embeddings": "ends",
+    "bigrams": 61,
+    "first_mix": True,
+    "previous_mix": True,
+    "logit_softcap": 5.0,
+}
 
 
 def make(kind: str = "decoder", **more: Any) -> Model:
@@ -42,7 +48,7 @@ def tokens(rows: int, width: int, seed: int = 0) -> Tensor:
 def test_off_they_leave_no_trace() -> None:
     spec = build_spec(ModelConfig(kind="decoder"), 50)
     text = str(spec.to_dict())
-    assert not [word for word in ("value_table", "first_mix", "bigrams", "init_zero") if word in text]
+    assert not [word for word in ("value_table", "_mix", "bigrams", "init_zero") if word in text]
     assert not [name for name in ("value_embeddings", "bigrams") if name in ModelConfig().to_dict()]
 
 
@@ -96,13 +102,13 @@ def test_values_are_mixed_as_written() -> None:
 
 @torch.no_grad()
 def test_a_layer_reads_a_mix_with_the_beginning() -> None:
-    model = make(value_embeddings="none", bigrams=None)
+    model = make(value_embeddings="none", bigrams=None, previous_mix=False)
     batch = {"ids": tokens(2, 5)}
     a, b = torch.tensor([[2.0, 3.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).unbind(1)
     for index, block in enumerate(model.transformer.decoder.blocks):  # type: ignore[union-attr,arg-type]
         block.first_mix.copy_(torch.stack([a[index], b[index]]))  # type: ignore[operator,union-attr]
     # The last layer reads the beginning alone, so it is as if it were the only one.
-    only = make(value_embeddings="none", bigrams=None, layers=1)
+    only = make(value_embeddings="none", bigrams=None, previous_mix=False, layers=1)
     whole, one = model.transformer.decoder, only.transformer.decoder
     only.transformer.tokens.load_state_dict(model.transformer.tokens.state_dict())
     one.blocks[0].load_state_dict(whole.blocks[3].state_dict())  # type: ignore[union-attr,index]
@@ -111,6 +117,20 @@ def test_a_layer_reads_a_mix_with_the_beginning() -> None:
     torch.testing.assert_close(model(batch).hidden_BTD, only(batch).hidden_BTD)
     captured = model(batch, capture=("residuals",)).captured["decoder.residuals"]
     assert not torch.equal(captured[0], captured[1])
+
+
+@torch.no_grad()
+def test_embeddings_take_in_those_before() -> None:
+    model = make(value_embeddings="none", bigrams=None, first_mix=False)
+    ids_BT, share_D = tokens(1, 4), model.transformer.decoder.previous_mix  # type: ignore[union-attr]
+    captured = model(
+        {"ids": ids_BT, "segments": torch.tensor([[1, 1, 2, 2]])}, capture=("residuals",)
+    ).captured
+    vectors = model.transformer.tokens(ids_BT)[0]
+    expected = vectors.clone()
+    expected[1] += share_D * vectors[0]
+    expected[3] += share_D * vectors[2]  # place 2 begins a document
+    torch.testing.assert_close(captured["decoder.residuals"][0][0], expected)
 
 
 def test_pairs_of_tokens_have_rows() -> None:
@@ -164,7 +184,7 @@ def test_gradients_against_finite_differences() -> None:
         return model.logits(model(batch).hidden_BTD).log_softmax(-1)[..., 3].sum()
 
     loss().backward()
-    wanted = ("value_mix", "value_tables", "first_mix", "bigrams")
+    wanted = ("value_mix", "value_tables", "first_mix", "bigrams", "previous_mix")
     checked = set()
     for name, weight in model.named_parameters():
         word = next((w for w in wanted if w in name), None)
