@@ -29,7 +29,8 @@ Way = Callable[..., Tensor]
 
 
 class Case(NamedTuple):
-    """What is timed: causal, packed (documents of a quarter row), learned (a trained bias), step (of decoding)."""
+    """What is timed: causal, packed (documents of a quarter row), window (an eighth of the row), learned (a trained
+    bias), step (of decoding)."""
 
     kind: str
     length: int
@@ -46,12 +47,13 @@ def make_masks(case: Case, rows: int) -> dict[str, AttentionMask]:
     places = Places(segments, torch.arange(length)[None])
     learned = torch.randn(1, HEADS, length, length).requires_grad_() if case.kind == "learned" else None
     query = Places(None, torch.tensor([[length - 1]])) if case.kind == "step" else places
+    window = length // 8 if case.kind == "window" else None
     found = {}
     kept = masks.choose_backend
     for backend in ("sdpa", "manual"):
         masks.choose_backend = lambda *_, backend=backend: backend  # type: ignore[assignment]
         found[backend] = build_mask(
-            Sight(query, places, case.kind != "step"), learned, dtype, masks.NOTHING, blind=False
+            Sight(query, places, case.kind != "step", window), learned, dtype, masks.NOTHING, blind=False
         )
     masks.choose_backend = kept
     return found
@@ -119,11 +121,12 @@ def main() -> None:
     facts = machine.environment()
     cases = [
         (Case(kind, length, dtype, training), False)
-        for kind in ("causal", "packed", "learned")
+        for kind in ("causal", "packed", "window", "learned")
         for dtype in DTYPES
         for length in LENGTHS
         for training in (False, True)
         if kind != "learned" or (training and length <= 1024)
+        if kind != "window" or length >= 1024
     ]
     cases += [(Case("step", length, dtype, False), False) for dtype in DTYPES for length in (64, 512, 4096)]
     cases += [

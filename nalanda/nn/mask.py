@@ -7,7 +7,7 @@ prefix too. `None` for segments says: one document per row, no padding; then mos
 
 backend   what it is good for                                                       where
 sdpa      torch's fused kernels; any mask as a bias, the causal order for free       anywhere
-manual    scores as one tensor: soft-capping, sinks; bf16 rows of some hundreds       CPU (figures: choose_backend)
+manual    soft-capping, sinks; bf16 rows of some hundreds; windows                     CPU (figures: choose_backend)
 flex      blocks of scores that nobody may see are skipped; no B x T x S anywhere     GPU
 """
 
@@ -25,6 +25,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 Backend = Literal["sdpa", "manual", "flex"]
 MANUAL_UP_TO = 512  # keys: how long rows a bf16 CPU takes by hand
+ORDERED_UP_TO = 1024  # and where half of the scores need no work; longer rows are faster too, but cost memory
 FLEX_FROM = 128  # places: the side of flex's blocks; below, there is nothing to skip
 FLEX_DIM = 16  # the smallest head that flex's kernels take
 
@@ -63,8 +64,12 @@ class Sight:
     @property
     def triangle(self) -> bool:
         """Whether the columns' order is all that hides."""
-        ordered = self.causal and self.query is self.key and self.key.prefix_BT is None
-        return ordered and self._segments() is None and self.window is None
+        return self.ordered and self._segments() is None and self.window is None
+
+    @property
+    def ordered(self) -> bool:
+        """Whether no column is ever seen from an earlier one."""
+        return self.causal and self.query is self.key and self.key.prefix_BT is None
 
     def _segments(self) -> tuple[Tensor, Tensor] | None:
         query, key = self.query.segments_BT, self.key.segments_BT
@@ -133,13 +138,17 @@ def _at(values_BT: Tensor, row: Tensor, column: Tensor) -> Tensor:
 class AttentionMask:
     """What `attend` goes by. Made by hand, it is a `bias` (0 or -inf, or a learned one) or the causal order.
 
-    `blind`: some query may see nothing. `sight` and `learned`, where `bias` is not made: what it would be made of.
+    `blind`: some query may see nothing. `ordered`, `window`: what `bias` hides for sure, later columns and those that
+    are `window` or more before; whoever works by hand leaves them out. `sight` and `learned`, where `bias` is not
+    made: what it would be made of.
     """
 
     bias: Tensor | None = None
     causal: bool = False
     backend: Backend = "sdpa"
     blind: bool = True
+    ordered: bool = False
+    window: int | None = None
     sight: Sight | None = None
     learned: Tensor | None = None
     blocks: BlockMask | None = None
@@ -148,7 +157,7 @@ class AttentionMask:
         """The same mask for whoever needs it as one tensor."""
         if self.backend != "flex" or self.sight is None:
             return self
-        return AttentionMask(_bias(self.sight, self.learned, dtype), backend="manual", blind=self.blind)
+        return _by_hand(self.sight, self.learned, dtype, self.blind)
 
 
 class Needs(NamedTuple):
@@ -178,7 +187,12 @@ def choose_backend(sight: Sight, learned: Tensor | None, dtype: torch.dtype, nee
     if device == "cpu":
         if learned is not None and learned.requires_grad:  # SDPA's kernels have no gradient for a bias
             return "manual"
-        if dtype == torch.bfloat16 and (width == 1 or length <= MANUAL_UP_TO):
+        if sight.ordered and sight.window is not None and 2 * sight.window <= length:
+            return (
+                "manual"  # strips of queries leave out what lies before their windows; SDPA works it all out
+            )
+        few = ORDERED_UP_TO if sight.ordered else MANUAL_UP_TO
+        if dtype == torch.bfloat16 and (width == 1 or length <= few):
             return "manual"
     return "sdpa"
 
@@ -200,7 +214,14 @@ def build_mask(
         return AttentionMask(backend=backend, blind=blind, sight=sight, learned=learned, blocks=blocks)
     if backend == "sdpa" and learned is None and sight.triangle:
         return AttentionMask(causal=True, blind=False)
+    if backend == "manual":
+        return _by_hand(sight, learned, dtype, blind)
     return AttentionMask(_bias(sight, learned, dtype), backend=backend, blind=blind)
+
+
+def _by_hand(sight: Sight, learned: Tensor | None, dtype: torch.dtype, blind: bool) -> AttentionMask:
+    bias, window = _bias(sight, learned, dtype), sight.window if sight.ordered else None
+    return AttentionMask(bias, backend="manual", blind=blind, ordered=sight.ordered, window=window)
 
 
 def _bias(sight: Sight, learned: Tensor | None, dtype: torch.dtype) -> Tensor | None:

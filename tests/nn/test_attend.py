@@ -4,7 +4,7 @@ by exp and sum. All kinds of masks, soft-capping, sinks, grouped heads, gradient
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -177,7 +177,11 @@ def cast(values: list[Tensor | None], dtype: torch.dtype, grad: bool) -> list[Te
     return [None if x is None else x.detach().to(dtype).requires_grad_(grad) for x in values]
 
 
-def force(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+def force(monkeypatch: pytest.MonkeyPatch, backend: Backend | Literal["strips"]) -> None:
+    """`strips`: by hand, in strips of two queries."""
+    if backend == "strips":
+        monkeypatch.setattr(attending, "_STRIP", 2)
+        backend = "manual"
     monkeypatch.setattr(masks, "choose_backend", lambda *_: backend)
 
 
@@ -200,12 +204,23 @@ def compare(
             torch.testing.assert_close(one.double(), two, atol=GRADIENT[dtype], rtol=0)
 
 
+def test_strips_of_queries_leave_out_what_no_query_of_theirs_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, "strips")
+    sliding = build(Scene(window=2), None, torch.float32)
+    for mask, lows in ((build(Scene(), None, torch.float32), [0, 0, 0, 0]), (sliding, [0, 1, 3, 5])):
+        found = attending._strips(mask, 7)
+        assert [(here.start, here.stop) for here, _, _ in found] == [(0, 2), (2, 4), (4, 6), (6, 7)]
+        assert [(seen.start, seen.stop) for _, seen, _ in found] == list(zip(lows, [2, 4, 6, 7]))
+    for scene in (Scene(causal=False), Scene(width=2), Scene(prefix=PREFIX)):
+        assert len(attending._strips(build(scene, None, torch.float32), scene.width)) == 1
+
+
 SCORINGS = [(4, None, False), (2, None, False), (1, SOFTCAP, False), (2, None, True), (2, SOFTCAP, True)]
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "manual"])
+@pytest.mark.parametrize("backend", ["sdpa", "manual", "strips"])
 @pytest.mark.parametrize("name", SCENES)
-def test_all_ways_are_the_reference(name: str, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_ways_are_the_reference(name: str, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, backend)
     for groups, softcap, sinks in SCORINGS:
         compare(SCENES[name], groups, softcap, sinks, torch.float32, grad=True)
@@ -225,12 +240,12 @@ def test_flex_is_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         compare(SCENES[name], groups, softcap, sinks, torch.float32, grad=False)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "manual"])
+@pytest.mark.parametrize("backend", ["sdpa", "manual", "strips"])
 @pytest.mark.parametrize(
     "name", ["causal", "relative bidirectional packed", "prefix sliding", "step padded left"]
 )
 def test_bf16_is_the_reference_within_its_rounding(
-    name: str, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    name: str, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     force(monkeypatch, backend)
     for groups, softcap, sinks in SCORINGS:

@@ -66,7 +66,10 @@ def choice(width: int, keys: int, dtype: torch.dtype, **more: Any) -> str:
     query = key if width == keys else Places(key.segments_BT, key.positions_BT[:, -width:])
     learned = more.pop("learned", None)
     return choose_backend(
-        Sight(query, key, width > 1, more.pop("window", None)), learned, dtype, Needs(**more)
+        Sight(query, key, more.pop("causal", width > 1), more.pop("window", None)),
+        learned,
+        dtype,
+        Needs(**more),
     )
 
 
@@ -74,11 +77,17 @@ def test_backends_on_a_cpu() -> None:
     for width, keys in ((1, 8), (64, 64), (2048, 2048)):
         assert choice(width, keys, FP32) == "sdpa"
         assert choice(width, keys, FP32, scores=True) == "manual"
-    longest = masks.MANUAL_UP_TO
-    assert choice(longest, longest, BF16) == "manual"
-    assert choice(longest, longest, BF16, segments=True) == "manual"
-    assert choice(longest + 1, longest + 1, BF16) == "sdpa"
-    assert choice(longest + 1, longest + 1, BF16, window=4) == "sdpa"
+    for longest, causal in ((masks.ORDERED_UP_TO, True), (masks.MANUAL_UP_TO, False)):
+        assert choice(longest, longest, BF16, causal=causal) == "manual"
+        assert choice(longest, longest, BF16, causal=causal, segments=True) == "manual"
+        assert choice(longest + 1, longest + 1, BF16, causal=causal) == "sdpa"
+    for kind in (FP32, BF16):
+        assert choice(4096, 4096, kind, window=2048) == "manual"
+        assert (
+            choice(4096, 4096, kind, window=2049)
+            == choice(4096, 4096, kind, causal=False, window=9)
+            == "sdpa"
+        )
     assert choice(1, 5000, BF16) == "manual"
     bias = torch.zeros(1, 2, 8, 8)
     assert choice(2048, 2048, BF16, learned=bias) == "sdpa"
