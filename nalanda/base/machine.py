@@ -100,6 +100,16 @@ def free_memory() -> int | None:
         return free
 
 
+def mapped_memory() -> dict[str, int]:
+    """Bytes of address space and of data that this process has, by the name of the limit on each (Linux)."""
+    names = {"VmSize": "RLIMIT_AS", "VmData": "RLIMIT_DATA"}
+    try:
+        lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
+    except OSError:
+        return {}
+    return {names[line[0][:-1]]: int(line[1]) * 1024 for line in lines if line and line[0][:-1] in names}
+
+
 def reset_peak_memory() -> None:
     """Starts a new measurement of this process's peak resident memory (Linux; elsewhere it stays a total)."""
     try:

@@ -16,7 +16,8 @@ from nalanda.base.errors import RunError, UserError
 from nalanda.data.batch import Batch
 from nalanda.train.health import Action, Trouble, line, target_of
 from nalanda.train.health_search import samples_of, search, shown
-from nalanda.train.memory import advice, in_parts, most_rows
+from nalanda.train.memory import in_parts, most_rows
+from nalanda.train.memory_advice import advice
 from nalanda.train.state import adopt
 from nalanda.train.step import Step
 
@@ -110,6 +111,6 @@ def make_room(trainer: Trainer, batches: list[Batch], step: int, why: str) -> No
         torch.cuda.empty_cache()
     health = trainer.health
     if not health.config.split or most_rows(in_parts(batches, health.parts)) == 1:
-        raise UserError(f"step {step}: out of memory ({why}); {advice()}")
+        raise UserError(f"step {step}: out of memory ({why}); {advice(trainer, batches)}")
     health.cut(step, f"memory ran out ({why})")
     _say(trainer, step)

@@ -40,6 +40,7 @@ from nalanda.train.hooks import Hook, Moment, Postponed
 from nalanda.train.interrupt import Interruption, stopped
 from nalanda.train.lanes import Lanes, lanes_for
 from nalanda.train.memory import OutOfMemory, in_parts
+from nalanda.train.memory_advice import forecast, told
 from nalanda.train.optimizer import Optimizer
 from nalanda.train.parallel import team_for
 from nalanda.train.precision import resolve
@@ -188,7 +189,10 @@ class Trainer:
         if self._over():
             return
         total, self.model = self.budget.total, self.model.train()
+        for line in forecast(self):
+            self.note(line)
         with (
+            told(self),
             compiled(self.model, self.decision),
             self.lanes,
             Interruption() as interruption,

@@ -35,13 +35,6 @@ def one_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def advice() -> str:
-    """What to change where micro-batches cannot be made smaller."""
-    return (
-        "lower data.max_length, use precision: bf16 or parallel.checkpointing: full, or train a smaller model"
-    )
-
-
 def in_parts(batches: list[Batch], parts: int) -> list[Batch]:
     """The micro-batches with the rows of each cut in `parts`, in their order; fewer where there are fewer rows."""
     return batches if parts == 1 else [part for batch in batches for part in split(batch, parts)]

@@ -53,9 +53,14 @@ class Writer:
         if wait or not store.config.asynchronous or not self._room(snapshot):
             store.save(snapshot)
             return
-        held = self._copied(snapshot)
-        self._thread = threading.Thread(target=self._write, args=(held,), name="checkpoint")
-        self._thread.start()
+        try:
+            thread = threading.Thread(target=self._write, args=(self._copied(snapshot),), name="checkpoint")
+            thread.start()
+        except (MemoryError, RuntimeError):  # no room for the copy after all, or for a thread's stack
+            self._buffers = {}
+            store.save(snapshot)
+            return
+        self._thread = thread
 
     def begin(self) -> Checkpoints:
         """Where a checkpoint goes that is written now, by others or by `save`; waits for the one under way."""

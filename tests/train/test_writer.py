@@ -234,3 +234,14 @@ def test_the_copy_is_a_callers_business_only_until_save_returns(store: Slow) -> 
     found, _ = store.newest()
     assert found is not None
     assert torch.equal(found.model["w"], torch.arange(12.0).view(3, 4).T)
+
+
+def test_without_room_for_a_thread_it_is_written_at_once(store: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    store.go.set()
+    with Writer(store) as writer:
+        writer.save(snapshot(1, 1.0))
+        assert store.steps() == [1]
