@@ -69,6 +69,15 @@ class _Stop(Hook):
             moment.stop = "measured"
 
 
+class _Once(Evaluation):
+    """One evaluation among the steps that are not counted: it and the weights that it keeps belong to the peak."""
+
+    def after_step(self, moment: Moment) -> None:
+        """Evaluates after the second step."""
+        if moment.step == WARM - 1:
+            super().after_step(moment)
+
+
 def resized(config: TrainStage, factor: float) -> TrainStage:
     """The same with steps of one micro-batch that has `factor` times the places; never less than its longest row."""
     values = config.to_dict()
@@ -107,7 +116,7 @@ def measure(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     ]
     if config.evaluation is not None:  # it keeps the best weights
         once = config.evaluation.model_copy(update={"every": WARM - 1, "batches": 1, "patience": None})
-        hooks.append(Evaluation(once, dev, config.objective))
+        hooks.append(_Once(once, dev, config.objective))
     ended: list[tuple[float, float]] = []
 
     def log(row: dict[str, Any]) -> None:
