@@ -14,6 +14,7 @@ rate that the measurement saw.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -194,24 +195,33 @@ def _from_parts(
     config = resized(work.config, min(1.0, affordable / work.shape.micro.places))
     most, depths = max(len(spec.encoder), len(spec.decoder)), [repeat]
     rows = shape_of(config, spec.vocabulary, work.lengths).micro
-    for layers in range(2 * repeat, min(most, 8 * repeat) + 1, repeat):
+    for layers in range(min(2 * repeat, most), min(most, 8 * repeat) + 1, repeat):
         copy = build_empty(shallow(spec, layers), heads)
         cost = 15 * _SLACK * flops_per_place(copy, rows) * rows.places / rate
         if layers > 2 * repeat and cost > 2 * seconds / 3:
             break
-        if arithmetic(work, copy, rows, 2, precision, device).peak > 0.8 * available:
+        if _of_turns(work, copy, rows, precision, device) > 0.8 * available:
             break
         depths = [repeat, layers]
     if len(depths) < 2:
         raise RunError(
-            f"{work.name}: two layers of this model need more than the {available / 1e9:.1f} GB that are free here; "
-            "free some, or plan for a machine of the table (--hardware h100)"
+            f"{work.name}: {depths[0] + repeat} layers of this model need more than the {available / 1e9:.1f} GB that "
+            "are free here; free some, or plan for a machine of the table (--hardware h100)"
         )
     note(
         f"{work.name}: measuring copies of {depths[0]} and {depths[1]} of {most} layers for about {seconds:.0f} s"
     )
     results = [_child(work, shallow(spec, layers), config, seconds / 2, turns=True) for layers in depths]
     return _extrapolated(work, [shallow(spec, n) for n in depths], results, rows, found)
+
+
+def _of_turns(work: Work, model: Model, rows: Rows, precision: str, device: str) -> float:
+    """Peak bytes by arithmetic of steps of two micro-batches and of one twice as large."""
+    large = dataclasses.replace(rows, count=2 * rows.count)
+    return max(
+        arithmetic(work, model, each, count, precision, device).peak
+        for each, count in ((rows, 2), (large, 1))
+    )
 
 
 def _extrapolated(
@@ -238,7 +248,7 @@ def _extrapolated(
     forward = along(place, flops, flops_per_place(work.model, rows)) * work.shape.micro.places
     per_micro = forward + along(micro, numbers, count)
     cpu = work.shape.micro_batches * per_micro + along(update, numbers, count)
-    told = [arithmetic(work, model, rows, 2, precision, device).peak for model in models]
+    told = [_of_turns(work, model, rows, precision, device) for model in models]
     whole = arithmetic(
         work, work.model, work.shape.micro, round(work.shape.micro_batches), precision, device
     ).peak
@@ -296,6 +306,6 @@ def _child(work: Work, spec: Spec, config: TrainStage, seconds: float, turns: bo
         )
         if done.returncode or not (folder / "result.json").exists():
             lines = done.stderr.strip().splitlines() or [f"it was killed (signal {-done.returncode})"]
-            raise RunError(f"{work.name}: measuring failed: {lines[-1]}")
+            raise RunError(f"{work.name}: measuring failed: {lines[-1].removeprefix('nalanda.base.errors.')}")
         result: dict[str, Any] = io.read_json(folder / "result.json")
         return result
