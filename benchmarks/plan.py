@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,7 @@ from nalanda.base.run import Run
 from nalanda.cli import main
 from nalanda.config import dump_yaml
 
-SECONDS, STEPS = 15.0, 14
+SECONDS, STEPS = 25.0, 16
 WARM = 3
 _LLAMA = {"norm": "rms", "feedforward": "glu", "activation": "silu"}
 _ADAMW, _MUON = {"kind": "adamw", "lr": 1e-3}, {"kind": "muon", "lr": 1e-3}
@@ -156,16 +158,70 @@ def _base(folder: Path) -> None:
     _nalanda(folder, "run", "base.yaml", "--runs", str(folder))
 
 
+def _start(folder: Path, *words: str, turns: str = "") -> subprocess.Popen[str]:
+    """`nalanda WORDS`; in turns with others where it has a name for that."""
+    environment = dict(os.environ)
+    if turns:
+        paths = [str(folder / "site"), environment.get("PYTHONPATH", "")]
+        environment |= {
+            "PLAN_TURNS": str(folder),
+            "PLAN_ME": turns,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        }
+    command = [sys.executable, str(Path(__file__).resolve()), "--run", *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def _ended(process: subprocess.Popen[str]) -> str:
+    out, told = process.communicate()
+    if process.returncode:
+        raise UserError(f"{process.args}: {told.strip()[-500:]}")
+    return out
+
+
 def _nalanda(folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), "--run", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise UserError(f"nalanda {' '.join(words)}: {done.stderr.strip()[-500:]}")
-    return done.stdout
+    return _ended(_start(folder, *words))
+
+
+_SITE = """
+import os, sys, time
+from pathlib import Path
+
+folder, me = Path(os.environ["PLAN_TURNS"]), os.environ["PLAN_ME"]
+other = {"run": "plan", "plan": "run"}[me]
+first = me == "run" or any("calibrate_steps" in word for word in sys.orig_argv)
+
+
+def active():
+    try:
+        return Path("/proc", (folder / f"active-{other}").read_text()).exists()
+    except OSError:
+        return False
+
+
+if first:
+    from nalanda.train.loop import Trainer
+
+    show = Trainer._show
+
+    def in_turns(self, bar):
+        show(self, bar)
+        global first
+        mine = folder / f"active-{me}"
+        if first:  # wait for the other's first step
+            first = False
+            mine.write_text(str(os.getpid()))
+            until = time.monotonic() + 180
+            while not (folder / f"active-{other}").exists() and time.monotonic() < until:
+                time.sleep(0.01)
+        (folder / "turn").write_text(other)
+        while active() and (folder / "turn").read_text() == other:
+            time.sleep(0.01)
+
+    Trainer._show = in_turns
+"""
+"""What a process in turns runs when it starts: after each step it waits until the other has made one."""
 
 
 def _with_clock() -> None:
@@ -181,15 +237,23 @@ def _with_clock() -> None:
 def compare(name: str, case: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Plans the case, runs it, and gives both."""
     io.write_text(folder / "case.yaml", dump_yaml(_recipe(case, folder)))
-    runs = folder / f"runs-{time.time_ns()}"
+    runs = folder / "runs"
+    for left in (*folder.glob("active-*"), *folder.glob("turn")):
+        left.unlink()
+    shutil.rmtree(runs, ignore_errors=True)
+    io.write_text(folder / "site" / "sitecustomize.py", _SITE)
     words = ("plan", "case.yaml", "--hardware", "here", "--seconds", str(SECONDS), "--json")
-    stage = json.loads(_nalanda(folder, *words))["stages"][0]
-    _nalanda(folder, "train", "case.yaml", "--runs", str(runs))
+    planning = _start(folder, *words, turns="plan")
+    running = _start(folder, "train", "case.yaml", "--runs", str(runs), turns="run")
+    stage = json.loads(_ended(planning))["stages"][0]
+    _ended(running)
     result = io.read_json(runs / "measured" / "result.json")
     rows = [json.loads(line) for line in (runs / "measured" / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "seconds" in row]
-    steps = len(rows) - WARM
     measured = stage["calibration"]
+    if "itself" in measured["how"]:  # the steps that were made in turn
+        rows = rows[: WARM + int(measured["how"].split()[0])]
+    steps = len(rows) - WARM
     return {
         "name": name,
         "how": measured["how"],
@@ -211,7 +275,7 @@ def report(found: list[dict[str, Any]]) -> str:
         "# Plans against real runs",
         "",
         f"`benchmarks/plan.py` on {machine.environment()['cpu']}, {machine.cores()} cores, one thread, while other "
-        f"programs ran on the same cores. Each run of {STEPS} steps follows its plan ({SECONDS:.0f} s of measuring). "
+        f"programs ran on the same cores. A run of {STEPS} steps and its plan ({SECONDS:.0f} s) take turns. "
         f"A step without the first {WARM}; predicted / measured (error). Targets: 15 % on time, 10 % on memory.",
         "",
         "| case | parameters | seconds of a step | CPU seconds of a step | peak memory, MB | planned from |",

@@ -205,8 +205,8 @@ def _from_parts(
         depths = [repeat, layers]
     if len(depths) < 2:
         raise RunError(
-            f"{work.name}: {depths[0] + repeat} layers of this model need more than the {available / 1e9:.1f} GB that "
-            "are free here; free some, or plan for a machine of the table (--hardware h100)"
+            f"{work.name}: {depths[0] + repeat} layers of this model need more than the {available / 1e9:.1f} GB "
+            "that are free here; free some, or plan for a machine of the table (--hardware h100)"
         )
     note(
         f"{work.name}: measuring copies of {depths[0]} and {depths[1]} of {most} layers for about {seconds:.0f} s"
