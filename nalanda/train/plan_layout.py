@@ -24,6 +24,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from nalanda.nn.rotary import DynamicScaling, LongRopeScaling
 from nalanda.nn.spec import FeedForwardSpec, MoESpec, Spec
 from nalanda.train.machines import Machine
 from nalanda.train.optimizer import AdamWConfig, MuonConfig
@@ -102,6 +103,8 @@ def _divides(size: int, spec: Spec) -> bool:
     """Whether tensor parallelism can cut every layer in `size` parts."""
     for _, blocks, _ in spec.stacks():
         for block in blocks:
+            if block.attention.qk_norm is not None and block.attention.qk_norm_over == "all":
+                return False
             for attention in (block.attention, block.cross):
                 if attention is not None and (attention.heads % size or attention.groups % size):
                     return False
@@ -127,10 +130,14 @@ def layouts(job: Job, machine: Machine) -> Iterator[Layout]:
         if isinstance(block.feedforward, MoESpec)
     ]
     experts = math.gcd(*mixtures) if mixtures else 1
+    rotations = [block.attention.rotary for _, blocks, _ in job.spec.stacks() for block in blocks]
+    by_length = any(
+        r is not None and isinstance(r.scaling, DynamicScaling | LongRopeScaling) for r in rotations
+    )
     for tensor in (n for n in _divisors(min(machine.count, machine.device.node)) if _divides(n, job.spec)):
         for context in _powers(machine.count / tensor):
             long = job.rows.length >= LONG_ROWS and not (job.spec.encoder and job.spec.decoder)
-            if context > 1 and (not long or job.rows.length % (2 * context)):
+            if context > 1 and (not long or by_length or job.rows.length % (2 * context)):
                 continue
             rest, left = divmod(machine.count, tensor * context)
             if left:

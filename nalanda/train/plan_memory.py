@@ -118,7 +118,7 @@ class Sizes:
 
     def held(self, split: Split) -> float:
         """The numbers of one rank, before they are sharded."""
-        return ((self.total - self.experts) + self.experts / split.expert) / split.tensor
+        return (self.total - self.experts) / split.tensor + self.experts / split.expert
 
 
 @dataclass(frozen=True)
@@ -167,14 +167,17 @@ def _attention(
     device: str,
     cross: bool,
     by_hand: bool,
+    context: int,
 ) -> Kept:
-    """A row's projections, heads and output. `seen`: places looked at."""
+    """A row's projections, heads and output. `seen`: places looked at; `context` ranks hold all keys and values."""
     width, key_value = spec.heads * spec.dim(hidden), spec.groups * spec.dim(hidden)
     c, other = mode.compute, seen if cross else length
     projected = (length * width + other * 2 * key_value) * c
     turned = (length * width + other * key_value) * c
     result = length * width * c
     kept, scores = projected + result, 0.0
+    if context > 1:
+        kept += length * context * 2 * key_value * c
     if by_hand:  # products take contiguous copies of queries, keys and values: what these were views of goes
         of_dropout = (2 * c if c == 4 or seen <= MANUAL_UP_TO else 10) if spec.dropout else 0
         scores = spec.heads * length * seen * (c + of_dropout + (4 if spec.softcap else 0))
@@ -184,7 +187,10 @@ def _attention(
             kept += turned
     if spec.qk_norm is not None and c < 4:
         kept += turned / c * 4
-    return Kept(kept, projected + result + length * hidden * c, 0.0, scores)
+    products = projected + result + length * hidden * c
+    if by_hand:
+        products += spec.heads * length * seen * c
+    return Kept(kept, products, 0.0, scores)
 
 
 def _feedforward(spec: FeedForwardSpec | MoESpec, hidden: int, length: float, mode: Mode) -> Kept:
@@ -225,20 +231,23 @@ def block_kept(
     by_hand = keeps_scores(block.attention, rows.length, mode, device, relative)
     if by_hand:
         seen = rows.length
-    own = _attention(block.attention, hidden, length, seen, mode, device, False, by_hand)
-    inner = own + _feedforward(block.feedforward, hidden, length, mode)
+    own = _attention(block.attention, hidden, length, seen, mode, device, False, by_hand, split.context)
+    t = split.tensor
+    inner = own
+    network = _feedforward(block.feedforward, hidden, length, mode)
+    if isinstance(block.feedforward, FeedForwardSpec):  # tensor ranks do not share a mixture out
+        inner, network = inner + network, Kept()
     parts = 2
     if block.cross is not None:
         by_hand = keeps_scores(block.cross, source, mode, device, False)
-        inner += _attention(block.cross, hidden, length, source, mode, device, True, by_hand)
+        inner += _attention(block.cross, hidden, length, source, mode, device, True, by_hand, 1)
         inner += Kept(all=source * hidden * c if c < stream else 0.0)  # the memory, cast once a layer
         parts = 3
     if block.first_mix:
         inner += Kept(all=length * hidden * stream)
-    t = split.tensor
     return Kept(
-        all=inner.all / t + parts * read,
-        products=inner.products / t + parts * length * hidden * (stream + c),
+        all=inner.all / t + network.all + parts * read,
+        products=inner.products / t + network.products + parts * length * hidden * (stream + c),
         input=length * hidden * stream,
         scores=inner.scores / t,
     )
@@ -302,10 +311,11 @@ def step_memory(
     kept = held / split.shard
     state, work = _optimizer(optimizer, sizes, kept)
     act, scores = activations(spec, rows, mode, device, split)
-    matrix = spec.vocabulary * spec.hidden / split.tensor
-    trained = rows.count * rows.length * rows.trained / split.context
+    # Tensor ranks share the trained places of the loss and gather the head's matrix for it.
+    matrix = spec.vocabulary * spec.hidden
+    trained = rows.count * rows.length * rows.trained / split.context / split.tensor
     # A chunk's logits, a block's gradients of them, and the matrix's gradient of a block before it is added.
-    logits = (4 * min(trained, chunk) + mode.compute * min(trained, block)) * spec.vocabulary / split.tensor
+    logits = (4 * min(trained, chunk) + mode.compute * min(trained, block)) * spec.vocabulary
     logits += mode.compute * matrix
     casts = sizes.held(split) * mode.copies
     parts = {
