@@ -15,8 +15,9 @@ from nalanda.base import io, machine
 from nalanda.base.distributed import current
 from nalanda.base.errors import RunError
 from nalanda.base.journal import metrics_row
+from nalanda.base.lock import Lock, is_held
 from nalanda.base.outputs import verify_outputs, verify_part
-from nalanda.base.run import Lock, Run, is_held
+from nalanda.base.run import Run
 from nalanda.stages.recipe import Planned, Recipe
 from nalanda.stages.stage import Context, fingerprint_input
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from nalanda.base.errors import RunError
-from nalanda.base.run import Run, difference, fingerprint, fingerprint_of, is_held
+from nalanda.base.lock import is_held
+from nalanda.base.run import Run, difference, fingerprint, fingerprint_of
 
 CONFIG: dict[str, Any] = {"verb": "train", "optimizer": {"lr": 1e-3}, "corpus": "runs/a/corpus"}
 INPUTS = {"corpus": "0123"}
@@ -228,9 +229,9 @@ def test_the_second_process_is_refused_at_once_and_the_lock_dies_with_its_holder
 
 
 def _open_and_exit(folder: Path) -> None:
-    from nalanda.base import run
+    from nalanda.base import lock
 
-    run._held.clear()
+    lock._held.clear()
     try:
         Run.open(folder, CONFIG, INPUTS)
     except RunError:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pytest
 
 from nalanda.base.errors import RunError
-from nalanda.base.run import Lock, Run
+from nalanda.base.lock import Lock
+from nalanda.base.run import Run
 from nalanda.config import Config, ConfigError
 from nalanda.stages import pipeline, recipe, verbs
 from nalanda.stages.stage import Context, Stage, fingerprint_input

@@ -36,7 +36,8 @@ COMMANDS = [
 PUBLIC = {
     "nalanda.base.journal": ["Journal", "metrics_row"],
     "nalanda.base.outputs": ["verify_outputs", "verify_part", "write_outputs"],
-    "nalanda.base.run": ["Lock", "Run", "difference", "fingerprint", "fingerprint_of", "is_held"],
+    "nalanda.base.lock": ["Lock", "is_held"],
+    "nalanda.base.run": ["Run", "difference", "fingerprint", "fingerprint_of"],
     "nalanda.config": [
         "Config",
         "ConfigError",
