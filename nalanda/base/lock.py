@@ -39,11 +39,14 @@ class Lock:
         key = self.path.resolve()
         if key in _held:
             raise RunError(f"{self.path.parent}: this process already works in that folder")
-        try:
-            io.make_folder(self.path.parent)
-            file = self.path.open("a+", encoding="utf-8")
-        except OSError as error:
-            raise self._unusable(error) from None
+        with io.full_disk_is_clear(self.path.parent):
+            try:
+                io.make_folder(self.path.parent)
+                file = self.path.open("a+", encoding="utf-8")
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise self._unusable(error) from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
