@@ -67,7 +67,8 @@ def sync_folder(path: Path) -> None:
     """Flushes a folder's entries to disk, so that a rename in it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with full_disk_is_clear(path):
+            os.fsync(handle)
     except OSError as error:  # some network file systems have no such thing
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
@@ -248,7 +249,8 @@ def write_manifest(
             with path.open("rb") as file:
                 row = {"bytes": os.fstat(file.fileno()).st_size}
                 known[name] = row | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-                os.fsync(file.fileno())
+                with full_disk_is_clear(path):
+                    os.fsync(file.fileno())
         if name not in skip:
             rows[name] = known[name]
     for inner in sorted(folders, reverse=True):
