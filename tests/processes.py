@@ -41,14 +41,17 @@ class Ended(Exception):
         self.code, self.line = code, line
 
 
-def together(size: int, case: Callable[..., Any], *values: Any, seconds: float = 120) -> list[Any]:
-    """What `case(*values)` returned on each of `size` ranks; an `Ended` where a rank failed."""
+def together(
+    size: int, case: Callable[..., Any], *values: Any, seconds: float = 120, gpu: bool = False
+) -> list[Any]:
+    """What `case(*values)` returned on each of `size` ranks; an `Ended` where a rank failed. Without `gpu`, ranks see
+    none."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     pipes = [_context.Pipe(duplex=False) for _ in range(size)]
     processes = [
-        _context.Process(target=_rank, args=(rank, size, port, pipes[rank][1], case, values))
+        _context.Process(target=_rank, args=(rank, size, port, gpu, pipes[rank][1], case, values))
         for rank in range(size)
     ]
     for process in processes:
@@ -65,7 +68,11 @@ def together(size: int, case: Callable[..., Any], *values: Any, seconds: float =
     return results
 
 
-def _rank(rank: int, size: int, port: int, sender: Connection, case: Callable[..., Any], values: Any) -> None:
+def _rank(
+    rank: int, size: int, port: int, gpu: bool, sender: Connection, case: Callable[..., Any], values: Any
+) -> None:
+    if not gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
     place = {

@@ -112,6 +112,7 @@ class Work:
     model: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     folder: str = ""
+    device: str = "cpu"
     evaluate: bool = False
     experts: bool = False
     stop_at: tuple[int, int] | None = None  # (rank, step): there the rank is asked to stop
@@ -144,9 +145,11 @@ def trained(work: Work, kind: type[Model] = Model) -> Trained:
         folder = Path(work.folder or place)
         result = fit(
             model, objective, Texts(**work.source), parse(LoopConfig, loop, "test"), folder,
-            hooks=hooks, log=rows.append, rewind=rewind, device="cpu",
+            hooks=hooks, log=rows.append, rewind=rewind, device=work.device,
         )  # fmt: skip
-    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    weights = {
+        name: value.detach().clone().cpu() for name, value in model.state_dict().items() if not value.is_meta
+    }
     return Trained(rows, weights, result)
 
 
@@ -200,3 +203,16 @@ def short_of_memory(work: Work) -> Trained:
             return super().forward(batch, **more)
 
     return trained(work, Small)
+
+
+def tied_after(work: Work) -> dict[str, str]:
+    """Which weights of a model are one after it was trained in parts."""
+    made: list[Model] = []
+
+    class Kept(Model):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    trained(work, Kept)
+    return made[0].tied()

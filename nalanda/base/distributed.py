@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 from nalanda.base.errors import UserError
 
 Value = TypeVar("Value")
-_FAILURE = "nalanda/failure"
-_LEFT = "nalanda/left"
+_FAILURE = "failure"
+_LEFT = "left"
 _SHORT = 2048  # bytes of a word that travel in one exchange
 _LINGER = (
     10.0  # seconds that the first rank, which may host the store, waits for the others to be done with it
@@ -69,7 +69,7 @@ class Ranks:
         An error of the first ends the others quietly.
         """
         self._turn += 1
-        key = f"nalanda/turn/{self._turn}"
+        key = f"turn/{self._turn}"
         if self.first:
             result = work()
             if self._store is not None:
@@ -111,7 +111,10 @@ def joined(timeout: timedelta = timedelta(minutes=30)) -> Iterator[Ranks]:
     import torch.distributed as dist
 
     backend = _backend()
-    store, rank, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    met, rank, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    store = dist.PrefixStore(
+        f"nalanda/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", met
+    )  # no word of old attempts
     ranks = Ranks(rank, size, store)
     try:
         dist.init_process_group(

@@ -256,7 +256,9 @@ class Trainer:
             if self.average is not None:
                 self.average.update()
         self.optimizer.zero_grad()
-        seconds = self.team.longest(time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        if self.config.budget.minutes is not None:
+            seconds = self.team.longest(seconds)
         self.budget.end(seconds)
         if action == "none":
             self.tallies = result.tallies
@@ -274,12 +276,14 @@ class Trainer:
 
     def _settle(self, interruption: Interruption) -> None:
         """What follows a step: its hooks, a checkpoint where one is due, the end where that was asked for."""
-        self._run_hooks(interruption)
+        stop = self._run_hooks(interruption)
         self.writer.check()
-        asked = self.team.agreed(interruption.signal)
+        self.stopping, asked, overdue = self.team.settled(stop, interruption.signal, self._overdue())
+        if not self.waiting:
+            self.stopped = self.stopping
         if self._over() or asked:
             self.save(wait=True)
-        elif self.budget.step % self.config.checkpoint.every == 0 or self.team.of_first(self._overdue()):
+        elif self.budget.step % self.config.checkpoint.every == 0 or overdue:
             self.save()
         if asked:
             raise stopped(asked, f"after step {self.budget.step}, which is saved")
@@ -287,8 +291,9 @@ class Trainer:
     def _overdue(self) -> bool:
         return self.writer.overdue or self.health.unsaved
 
-    def _run_hooks(self, interruption: Interruption) -> None:
-        """Runs the hooks that wait. After a signal those that are left go on waiting, in the checkpoint."""
+    def _run_hooks(self, interruption: Interruption) -> str:
+        """Runs the hooks that wait; returns their reason to end. After a signal those that are left go on waiting, in
+        the checkpoint."""
 
         def asked() -> bool:
             return bool(interruption.signal) and self.team.ranks.size == 1
@@ -301,9 +306,7 @@ class Trainer:
                 except Postponed:
                     break
                 self.waiting -= 1
-        self.stopping = self.team.of_first(moment.stop)
-        if not self.waiting:
-            self.stopped = self.stopping
+        return moment.stop
 
     def _moment(self, asked: Callable[[], bool]) -> Moment:
         return Moment(

@@ -175,9 +175,11 @@ class Team:
         """The slowest rank's time, so that budgets in minutes end on all ranks at once."""
         return self.ranks.largest(seconds)[0]
 
-    def agreed(self, signal: int) -> int:
-        """The signal by which any rank was asked to stop, 0 without: all stop after the same step."""
-        return int(self.ranks.largest(signal)[0])
+    def settled(self, stop: str, signal: int, overdue: bool) -> tuple[str, int, bool]:
+        """What the ranks agree on after a step, in one exchange: the first one's reason to end, the signal by which
+        any of them was asked to stop (0: none), and whether the first one has a checkpoint to write."""
+        everyone = self.ranks.gather([stop, signal, overdue])
+        return everyone[0][0], max(each[1] for each in everyone), everyone[0][2]
 
     def of_first(self, value: Any) -> Any:
         """The first rank's value, on all."""

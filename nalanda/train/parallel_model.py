@@ -94,7 +94,13 @@ class Arrangement:
             )
         model.__class__ = type(self.skeleton)
         model.__dict__ = self.skeleton.__dict__
+        first: dict[int, str] = {}
+        names = {n: first.setdefault(id(w), n) for n, w in model.named_parameters(remove_duplicate=False)}
         model.load_state_dict(kept, assign=True)
+        weights = dict(model.named_parameters(remove_duplicate=False))
+        for name, tied_to in names.items():  # to load is to give each name a weight of its own
+            module, _, last = name.rpartition(".")
+            setattr(model.get_submodule(module), last, weights[tied_to])
 
     def groups(self, model: nn.Module) -> list[tuple[list[nn.Parameter], Any]]:
         """`sums` as weights and process groups."""

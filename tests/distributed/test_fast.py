@@ -151,3 +151,13 @@ def test_sizes_that_do_not_divide_are_one_line(
     with pytest.raises(UserError) as error:
         check_parallel(parse(ParallelConfig, sizes, "test"), model_of(Work(model=model)), world)
     assert line in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parallel",
+    [{"shard": True}, {"tensor": 2}, {"context": 2}, {"shard": True, "checkpointing": "selective"}],
+)
+def test_bf16_computes_in_bf16(parallel: dict[str, Any]) -> None:
+    """As far from one process in bf16 as bf16 rounds: 2^-8 for a number, less for a mean of many."""
+    check(Work({"precision": "bf16"}), 2, parallel, 2e-3, 5e-3)

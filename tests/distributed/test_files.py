@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from processes import Ended, together
-from small_runs import Trained, Work, largest_difference, trained
+from small_runs import Trained, Work, largest_difference, tied_after, trained
 
 from nalanda.base.errors import RunError
 from nalanda.train.checkpoint import CheckpointConfig, Checkpoints, read_snapshot
@@ -75,6 +75,10 @@ def test_one_process_ranks_go_on_from_one(tmp_path: Path, undisturbed: list[Trai
     losses, weights = largest_difference(whole, rest)
     assert losses < 1e-6
     assert weights < 1e-6
+
+
+def test_the_model_is_whole_and_its_weights_tied_again() -> None:
+    assert together(2, tied_after, WORK) == [{"heads.tokens.output.weight": "transformer.tokens.weight"}] * 2
 
 
 def test_no_number_is_written_twice_and_damage_is_named(stopped: Path, tmp_path: Path) -> None:
