@@ -33,7 +33,8 @@ def alone() -> Trained:
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_all_rank_counts_give_the_same_bits(alone: Trained, ranks: int) -> None:
-    first, *others = together(ranks, trained, Work(EXACT, source={"micros": 5}, evaluate=True))
+    work = Work({**EXACT, "workers": ranks}, source={"micros": 5}, evaluate=True)
+    first, *others = together(ranks, trained, work)
     assert plain(first) == plain(alone)
     assert all(same(run, alone) for run in [first, *others])
     assert all(not run.rows for run in others), "only the first rank logs"

@@ -92,7 +92,7 @@ T5 = {
 }
 MODDED = {
     "qk_norm": True, "value_embeddings": "ends", "first_mix": True, "bigrams": 64, "logit_softcap": 15.0,
-    "init_zero": ["residual"],
+    "init_zero": ["residual"], "previous_mix": True,
 }  # fmt: skip
 KINDS = {
     "bert": (BERT, False),

@@ -34,6 +34,9 @@ COMMANDS = [
 ]
 
 PUBLIC = {
+    "nalanda.base.distributed": ["Ranks", "current", "joined", "world_size"],
+    "nalanda.train.parallel": ["Part", "Team", "team_for"],
+    "nalanda.train.parallel_sizes": ["ParallelConfig", "Sizes", "sizes_of"],
     "nalanda.base.journal": ["Journal", "metrics_row"],
     "nalanda.base.outputs": ["verify_outputs", "verify_part", "write_outputs"],
     "nalanda.base.lock": ["Lock", "is_held"],
