@@ -40,7 +40,7 @@ from nalanda.objectives.cross_entropy import rows_per_block, rows_per_chunk
 from nalanda.stages.calibrate_steps import WARM, resized
 from nalanda.stages.plan_work import Work, flops_per_place, shape_of
 from nalanda.stages.train import TrainStage
-from nalanda.train.loop import default_device
+from nalanda.train.device import default_device
 from nalanda.train.plan_memory import MODES, Memory, Rows, Sizes, step_memory
 from nalanda.train.precision import has_bf16, resolve
 

@@ -30,8 +30,9 @@ from nalanda.stages.starting import data_tokenizer
 from nalanda.stages.train import TrainStage, data_seed, sources
 from nalanda.train.checkpoint import CheckpointConfig
 from nalanda.train.compile import decide
+from nalanda.train.device import default_device
 from nalanda.train.hooks import Evaluation, Hook, Moment
-from nalanda.train.loop import default_device, fit
+from nalanda.train.loop import fit
 from nalanda.train.schedule import BudgetConfig, ScheduleConfig
 
 WARM = 3

@@ -41,6 +41,7 @@ from nalanda.stages.watch import SamplesConfig, Translations, TranslationsConfig
 from nalanda.tokenizer.tokenizer import Tokenizer
 from nalanda.train.checkpoint import CheckpointConfig
 from nalanda.train.config import LoopConfig
+from nalanda.train.device import find_device
 from nalanda.train.hooks import Evaluation, EvaluationConfig, Hook, TensorBoard
 from nalanda.train.loop import fit
 from nalanda.train.parallel_model import check_parallel
@@ -91,6 +92,12 @@ class TrainStage(LoopConfig):
         problem = self._problem_of_a_new_model()
         if problem:
             raise ValueError(problem)
+        for key, part in data_parts(self.data).items():
+            steps = sum(rung.steps for rung in part.warmup)
+            if self.budget.steps is not None and steps >= self.budget.steps:
+                raise ValueError(
+                    f"{key}.warmup: its {steps} steps leave nothing of a budget of {self.budget.steps} steps"
+                )
         if self.samples is not None and self.data.kind != "causal":
             raise ValueError(f"samples: needs data of kind 'causal', not '{self.data.kind}'; leave it out")
         if self.translations is not None and self.data.kind != "pairs":
@@ -177,6 +184,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 def run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
     """Trains until the budget is spent and exports the model."""
+    find_device(config.device)  # before data are prepared
     with _threads(config.threads):
         return _run(config, run, context)
 

@@ -13,6 +13,7 @@ from nalanda.config import Config
 from nalanda.train.average import EmaConfig
 from nalanda.train.checkpoint import CheckpointConfig
 from nalanda.train.compile import Mode
+from nalanda.train.device import Device
 from nalanda.train.health import HealthConfig
 from nalanda.train.optimizer import AdamWConfig, OptimizerConfig
 from nalanda.train.parallel_sizes import ParallelConfig
@@ -43,6 +44,11 @@ class LoopConfig(Config):
     compile: Mode = "auto"
     deterministic: bool = True
     workers: int = Field(default=1, ge=0)
+    device: Device = Field(
+        default="auto",
+        exclude_if="auto".__eq__,
+        description="auto (a GPU where there is one), cpu, cuda, cuda:1, mps",
+    )
     parallel: ParallelConfig = ParallelConfig()
     health: HealthConfig = Field(
         default=_HEALTH, exclude_if=_HEALTH.__eq__, description="what is done about steps that go wrong"
@@ -72,6 +78,7 @@ class LoopConfig(Config):
             "compile",
             "parallel",
             "health",
+            "device",
         }
         values = self.model_dump(mode="json", include=own)
         values["budget"].pop("replay")

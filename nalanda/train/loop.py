@@ -34,6 +34,7 @@ from nalanda.train.average import Average
 from nalanda.train.checkpoint import Checkpoints, Snapshot, read_snapshot
 from nalanda.train.compile import compiled, decide
 from nalanda.train.config import LoopConfig
+from nalanda.train.device import find_device
 from nalanda.train.health import Health
 from nalanda.train.health_recovery import make_room, treat
 from nalanda.train.hooks import Hook, Moment, Postponed
@@ -43,7 +44,7 @@ from nalanda.train.memory import OutOfMemory, in_parts
 from nalanda.train.memory_advice import forecast, told
 from nalanda.train.optimizer import Optimizer
 from nalanda.train.parallel import team_for
-from nalanda.train.precision import resolve
+from nalanda.train.precision import resolve, slow_because
 from nalanda.train.schedule import Budget
 from nalanda.train.state import adopt, environment, snapshot_of
 from nalanda.train.step import Step, accumulate
@@ -51,11 +52,6 @@ from nalanda.train.window import Window
 from nalanda.train.writer import Writer
 
 Row = dict[str, Any]
-
-
-def default_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def fit(
@@ -79,7 +75,7 @@ def fit(
     loss that is not finite (naming step, samples and module: train/health.py) and for checkpoints of another config,
     objective, model or source, UserError for a full disk (earlier checkpoints stay whole) and where memory runs out.
     """
-    place = torch.device(device) if device is not None else default_device()
+    place = torch.device(device) if device is not None else find_device(config.device)
     with _settings(config, place), retained():
         model = (
             model if config.parallel.shard else model.to(place)
@@ -174,8 +170,14 @@ class Trainer:
             self.rewind(snapshot.step)
         for line in damaged:
             self.note(f"{line}; going on from step {self.budget.step}")
-        if self.decision.note:
-            self.note(self.decision.note)
+        for line in (self.decision.note, slow_because(self.config.precision, self.device), self._one_batch()):
+            if line:
+                self.note(line)
+
+    def _one_batch(self) -> str:
+        if self.budget.step or self.source.steps_per_epoch > 1:
+            return ""
+        return "data: one batch holds all rows: every step is a whole epoch; lower data.batch_tokens for more steps"
 
     def _damaged_rows(self, snapshot: Snapshot) -> list[str]:
         mark = snapshot.state.get("metrics")

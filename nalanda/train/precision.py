@@ -33,6 +33,16 @@ def resolve(precision: Precision, device: torch.device) -> Literal["fp32", "bf16
     return precision
 
 
+def slow_because(precision: str, device: torch.device) -> str:
+    """A line for the user where `device` has to emulate what was asked for; empty where not."""
+    if precision != "bf16" or has_bf16(device):
+        return ""
+    return (
+        f"precision: bf16: this {device.type.upper()} has no bf16 instructions and emulates them, about ten times "
+        "slower than fp32; set precision=auto or precision=fp32"
+    )
+
+
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
     """The context in which forward passes and losses run.
 

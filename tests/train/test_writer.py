@@ -236,7 +236,9 @@ def test_the_copy_is_a_callers_business_only_until_save_returns(store: Slow) -> 
     assert torch.equal(found.model["w"], torch.arange(12.0).view(3, 4).T)
 
 
-def test_without_room_for_a_thread_it_is_written_at_once(store: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_for_a_thread_it_is_written_at_once(
+    store: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
