@@ -57,6 +57,8 @@ ROWS: dict[str, list[str]] = {
     "momentum 0.9": ["optimizer.momentum=0.9"],
     "3 Newton-Schulz steps": ["optimizer.newton_schulz_steps=3"],
     "4 Newton-Schulz steps": ["optimizer.newton_schulz_steps=4"],
+    "4 minimax steps": ["optimizer.newton_schulz_steps=4", "optimizer.polynomial=minimax"],
+    "3 minimax steps": ["optimizer.newton_schulz_steps=3", "optimizer.polynomial=minimax"],
     "spectral scale": ["optimizer.scale=spectral", "optimizer.lr=6x"],
     "averaged weights": ["ema={decay: 0.99}"],
     "embeddings' rate x 3": ["optimizer.rates={embedding: 3.0}"],

@@ -16,6 +16,8 @@ mean square of its entries, the whole keeping its size, so that no neuron learns
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -30,16 +32,23 @@ _COEFFICIENTS = (
     2.0315,
 )  # Jordan's quintic: steepest at 0 that keeps (0, 1] in about [0.7, 1.2]
 
+Polynomial = Literal["jordan", "minimax"]
 Scale = Literal["match_rms", "spectral"]
 Products = Literal["fp32", "bf16"]
 
 
-def orthogonalize(matrices_KRC: Tensor, steps: int = 5, products: Products | None = None) -> Tensor:
+def orthogonalize(
+    matrices_KRC: Tensor,
+    steps: int = 5,
+    products: Products | None = None,
+    polynomial: Polynomial = "jordan",
+) -> Tensor:
     """For each of K matrices about the nearest one with all singular values 1 (between 0.7 and 1.2).
 
-    `products`: the type of the matrix products; None: bf16 on GPUs, the matrices' own elsewhere.
+    `products`: the type of the matrix products; None: bf16 on GPUs, the matrices' own elsewhere. `polynomial`: one
+    quintic for every step, or for each the best one there is (see `minimax`), which gets there a step sooner.
     """
-    a, b, c = _COEFFICIENTS
+    quintics = (_COEFFICIENTS,) * steps if polynomial == "jordan" else minimax(steps)
     x = matrices_KRC
     tall = x.shape[1] > x.shape[2]
     if tall:
@@ -47,11 +56,43 @@ def orthogonalize(matrices_KRC: Tensor, steps: int = 5, products: Products | Non
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     if products == "bf16" or (products is None and x.is_cuda):
         x = x.bfloat16()
-    for _ in range(steps):
+    for a, b, c in quintics:
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x.mT if tall else x).to(matrices_KRC.dtype)
+
+
+@functools.cache
+def minimax(steps: int, low: float = 0.0) -> tuple[tuple[float, float, float], ...]:
+    """Coefficients of x, x^3, x^5 for each step, so that singular values from `low` to 1 end as near to 1 as any
+    quintics in turn can bring them (Polar Express, Amsel et al. 2025). `low` 0: 4^(2 - steps) / 5, what so many steps
+    can lift."""
+    low, high = low or 4.0 ** (2 - steps) / 5, 1.0
+    found = []
+    for _ in range(steps):
+        *quintic, error = _best_quintic(low, high)
+        found.append((quintic[0], quintic[1], quintic[2]))
+        low, high = 1 - error, 1 + error
+    return tuple(found)
+
+
+def _best_quintic(low: float, high: float) -> tuple[float, float, float, float]:
+    """a, b, c and the error of the a x + b x^3 + c x^5 that is nearest to 1 on [low, high]: the one whose error is
+    the same, with turning signs, at both ends and at its two bends (Remez)."""
+    if high - low < 1e-3:  # so near to 1 that the one which is flattest there does
+        return 15 / 8, -10 / 8, 3 / 8, (high - low) ** 3
+    bends = (low + (high - low) / 3, high - (high - low) / 3)
+    for _ in range(100):
+        places = torch.tensor([low, *bends, high], dtype=torch.float64)
+        signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+        rows = torch.stack([places, places**3, places**5, signs], dim=1)
+        a, b, c, error = torch.linalg.solve(rows, torch.ones(4, dtype=torch.float64)).tolist()
+        root = math.sqrt(9 * b * b - 20 * a * c)
+        before, bends = bends, (math.sqrt((-3 * b - root) / (10 * c)), math.sqrt((-3 * b + root) / (10 * c)))
+        if abs(bends[0] - before[0]) + abs(bends[1] - before[1]) < 1e-12:
+            break
+    return a, b, c, abs(error)
 
 
 def update_scale(rows: int, columns: int, scale: Scale) -> float:
@@ -76,6 +117,7 @@ class Muon(torch.optim.Optimizer):
         steps: int = 5,
         scale: Scale = "match_rms",
         products: Products | None = None,
+        polynomial: Polynomial = "jordan",
         neurons: float | None = None,
         cautious: bool = False,
     ) -> None:
@@ -93,7 +135,8 @@ class Muon(torch.optim.Optimizer):
         self._parts = {id(weight): rows or (weight.shape[-2],) for _, weight, rows in matrices}
         self.newton_schulz_steps = steps
         self.scale: Scale = scale
-        self.products, self.neurons, self.cautious = products, neurons, cautious
+        self.products, self.polynomial = products, polynomial
+        self.neurons, self.cautious = neurons, cautious
         self.lanes = Lanes(1)
 
     @torch.no_grad()
@@ -112,7 +155,7 @@ class Muon(torch.optim.Optimizer):
     def _orthogonal(self, rows: list[_Part]) -> Tensor:
         with torch.no_grad():  # a lane's thread does not inherit the caller's
             stack = torch.stack([part.update for part in rows])
-            return orthogonalize(stack, self.newton_schulz_steps, self.products)
+            return orthogonalize(stack, self.newton_schulz_steps, self.products, self.polynomial)
 
     def _momentum(self, weights: list[Tensor], momentum: float) -> list[Tensor]:
         """Nesterov's look-ahead of the running mean of gradients."""

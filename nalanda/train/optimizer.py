@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from nalanda.base.errors import RunError
 from nalanda.config import Config, unset
 from nalanda.train.lanes import Lanes
-from nalanda.train.muon import Muon, Products, Scale
+from nalanda.train.muon import Muon, Polynomial, Products, Scale
 
 Role = Literal["matrix", "head", "embedding", "vector"]
 
@@ -73,6 +73,11 @@ class MuonConfig(Config):
     )
     products: Products | None = Field(
         default=None, exclude_if=unset, description="type of Muon's products; None: bf16 on GPUs, else fp32"
+    )
+    polynomial: Polynomial = Field(
+        default="jordan",
+        exclude_if="jordan".__eq__,
+        description="minimax: the best polynomial for each Newton-Schulz step; a step fewer does as well",
     )
     neurons: float | None = Field(
         default=None,
@@ -163,6 +168,7 @@ class Optimizer:
             steps=config.newton_schulz_steps,
             scale=config.scale,
             products=config.products,
+            polynomial=config.polynomial,
             neurons=config.neurons,
             cautious=config.cautious,
         )

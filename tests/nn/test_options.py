@@ -205,6 +205,21 @@ def test_gradients_against_finite_differences() -> None:
     assert checked == set(wanted)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_one_graph_for_all_shapes() -> None:
+    torch.compiler.reset()
+    model = make().train()
+    compiled = torch.compile(model, backend="eager", dynamic=True, fullgraph=True)
+    for rows, width in ((3, 9), (2, 5)):
+        batch = {"ids": tokens(rows, width), "segments": torch.ones(rows, width, dtype=torch.int32)}
+        batch["segments"][0, 3:] = 2
+        with torch._dynamo.config.patch(error_on_recompile=rows == 2):
+            found = compiled(batch).hidden_BTD
+        torch.testing.assert_close(found, model(batch).hidden_BTD)
+    torch.compiler.reset()
+
+
 def test_vectors_instead_of_ids_are_refused() -> None:
     model = make()
     with pytest.raises(ValueError, match="give ids, not vectors"):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nalanda.base.errors import RunError
-from nalanda.train.muon import Muon, orthogonalize, update_scale
+from nalanda.train.muon import Muon, minimax, orthogonalize, update_scale
 from nalanda.train.optimizer import AdamWConfig, MuonConfig, Optimizer, fused_rows, roles
 
 
@@ -142,6 +142,27 @@ def test_cautious_decay_takes_only_what_shrinks_anyway() -> None:
     decayed = before * (1 - 0.05 * (update * before > 0))
     torch.testing.assert_close(after, decayed - 0.1 * 0.2 * 6**0.5 * update)
     assert not torch.equal(after, _stepped({"weight_decay": 0.5}, steps=1)[1])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8])
+def test_the_best_quintics_keep_their_word(steps: int) -> None:
+    low = 0.05
+    x = torch.linspace(low, 1, 4001, dtype=torch.float64)
+    for a, b, c in minimax(steps, low):
+        x = a * x + b * x**3 + c * x**5
+    error = (x - 1).abs().max()
+    assert error < [0.75, 0.25, 0.01, 1e-4, 1e-4, 1e-4][min(steps, 6) - 1]
+    if steps < 3:  # the error is the same at both ends and both bends: no quintic has a smaller one
+        assert float(1 - x.min()) == pytest.approx(float(x.max() - 1), rel=1e-3)
+
+
+def test_minimax_with_four_steps_is_nearer_than_jordan_with_five() -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(4, 24, 64)
+    exact = torch.linalg.svd(matrices, full_matrices=False)
+    exact = exact.U @ exact.Vh
+    jordan = (orthogonalize(matrices, 5) - exact).norm()
+    assert (orthogonalize(matrices, 4, polynomial="minimax") - exact).norm() < jordan
 
 
 def test_products_in_bf16_point_the_same_way() -> None:
