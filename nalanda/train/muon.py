@@ -58,8 +58,8 @@ def orthogonalize(
         x = x.bfloat16()
     for a, b, c in quintics:
         gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        lift = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, lift, x, beta=a)
     return (x.mT if tall else x).to(matrices_KRC.dtype)
 
 
