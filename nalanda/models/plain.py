@@ -127,6 +127,9 @@ class ModelConfig(Config):
         exclude_if=unset,
         description="rows of a hashed table of pairs of neighbouring tokens",
     )
+    bigram_width: int | None = Field(
+        default=None, gt=0, exclude_if=unset, description="of that table's rows; None: hidden"
+    )
     previous_mix: bool = Field(
         default=False, exclude_if=unset, description="embeddings take in shares of those of the token before"
     )
@@ -200,6 +203,7 @@ def build_spec(config: ModelConfig, vocabulary: int) -> Spec:
         embedding_dropout=config.dropout,
         final_norm=config.norm_place == "pre",
         bigrams=config.bigrams,
+        bigram_width=config.bigram_width,
         previous_mix=config.previous_mix,
         init=config.init,
         init_std=config.init_std,

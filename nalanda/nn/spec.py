@@ -180,6 +180,12 @@ class Spec(Config):
         exclude_if=unset,
         description="rows of a hashed table of pairs, the token before and this one, added to embeddings",
     )
+    bigram_width: int | None = Field(
+        default=None,
+        gt=0,
+        exclude_if=unset,
+        description="of that table's rows, which a matrix then brings to `hidden`; None: hidden",
+    )
     previous_mix: bool = Field(
         default=False,
         exclude_if=unset,
@@ -208,6 +214,8 @@ class Spec(Config):
             raise ValueError("decoder blocks have cross-attention exactly where there is an encoder")
         if "head" in self.init_zero and self.tie_embeddings:
             raise ValueError("init_zero: a tied head is the embeddings, which cannot start at 0; untie it")
+        if self.bigram_width is not None and self.bigrams is None:
+            raise ValueError("bigram_width is for a table of bigrams; say how many rows it has")
         return self
 
     def stacks(self) -> list[tuple[str, tuple[BlockSpec, ...], PositionSpec]]:

@@ -16,6 +16,7 @@ from nalanda.nn.block import Block, Shared
 from nalanda.nn.cache import Cache
 from nalanda.nn.embed import Embed
 from nalanda.nn.initialize import initialize
+from nalanda.nn.linear import Linear
 from nalanda.nn.mask import AttentionMask, Needs, Places, cross_mask, distances, self_masks
 from nalanda.nn.norm import build_norm
 from nalanda.nn.position import RelativeBias
@@ -83,7 +84,9 @@ class Stack(nn.Module):
         self.value_tables = nn.ModuleDict(
             {str(n): nn.Embedding(spec.vocabulary, width) for n, width in widths.items() if n is not None}
         )
-        self.bigrams = nn.Embedding(spec.bigrams, spec.hidden) if spec.bigrams else None
+        width = spec.bigram_width or spec.hidden
+        self.bigrams = nn.Embedding(spec.bigrams, width) if spec.bigrams else None
+        self.bigram_output = Linear(width, spec.hidden) if spec.bigram_width else None
         self.previous_mix = nn.Parameter(torch.zeros(spec.hidden)) if spec.previous_mix else None
         initialize(self, spec, len(blocks))
 
@@ -110,7 +113,8 @@ class Stack(nn.Module):
             if self.previous_mix is not None and tokens.before_BTD is not None:
                 x_BTD = x_BTD + self.previous_mix * tokens.before_BTD
             if self.bigrams is not None:
-                x_BTD = x_BTD + self.bigrams(pairs(tokens, self.bigrams.num_embeddings))
+                rows = self.bigrams(pairs(tokens, self.bigrams.num_embeddings))
+                x_BTD = x_BTD + (rows if self.bigram_output is None else self.bigram_output(rows))
         x_BTD = self.embed(x_BTD, query.positions_BT, token_types_BT)
         shared = self._shared(compute_dtype(x_BTD), query, key, memory_BSD, source, captured)
         if values or self.first_mix:

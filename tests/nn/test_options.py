@@ -21,6 +21,7 @@ from nalanda.nn.stack import Tokens, pairs
 ALL: dict[str, Any] = {
     "value_embeddings": "ends",
     "bigrams": 61,
+    "bigram_width": 8,
     "first_mix": True,
     "previous_mix": True,
     "logit_softcap": 5.0,
@@ -81,13 +82,15 @@ def test_what_does_not_fit() -> None:
     crossed = block.model_copy(update={"cross": AttentionSpec(heads=4, value_table=0)})
     with pytest.raises(ValidationError, match=r"decoder\[0\].cross: values come from the source"):
         Spec(vocabulary=9, hidden=16, encoder=(block,), decoder=(crossed,))
+    with pytest.raises(ValidationError, match="say how many rows"):
+        Spec(vocabulary=9, hidden=16, decoder=(block,), bigram_width=4)
     with pytest.raises(ValidationError, match="at least 2 layers"):
         ModelConfig(kind="decoder", layers=1, value_embeddings="ends")
 
 
 @torch.no_grad()
 def test_values_are_mixed_as_written() -> None:
-    model = make(layers=2, value_embeddings="all", bigrams=None, first_mix=False)
+    model = make(layers=2, value_embeddings="all", bigrams=None, bigram_width=None, first_mix=False)
     attention = model.transformer.decoder.blocks[0].attention  # type: ignore[union-attr,index]
     x_BTD, ids_BT = torch.randn(1, 1, 32), torch.tensor([[7]])
     table = model.transformer.decoder.value_tables["0"].weight  # type: ignore[union-attr,index]
@@ -102,13 +105,13 @@ def test_values_are_mixed_as_written() -> None:
 
 @torch.no_grad()
 def test_a_layer_reads_a_mix_with_the_beginning() -> None:
-    model = make(value_embeddings="none", bigrams=None, previous_mix=False)
+    model = make(value_embeddings="none", bigrams=None, bigram_width=None, previous_mix=False)
     batch = {"ids": tokens(2, 5)}
     a, b = torch.tensor([[2.0, 3.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).unbind(1)
     for index, block in enumerate(model.transformer.decoder.blocks):  # type: ignore[union-attr,arg-type]
         block.first_mix.copy_(torch.stack([a[index], b[index]]))  # type: ignore[operator,union-attr]
     # The last layer reads the beginning alone, so it is as if it were the only one.
-    only = make(value_embeddings="none", bigrams=None, previous_mix=False, layers=1)
+    only = make(value_embeddings="none", bigrams=None, bigram_width=None, previous_mix=False, layers=1)
     whole, one = model.transformer.decoder, only.transformer.decoder
     only.transformer.tokens.load_state_dict(model.transformer.tokens.state_dict())
     one.blocks[0].load_state_dict(whole.blocks[3].state_dict())  # type: ignore[union-attr,index]
@@ -121,7 +124,7 @@ def test_a_layer_reads_a_mix_with_the_beginning() -> None:
 
 @torch.no_grad()
 def test_embeddings_take_in_those_before() -> None:
-    model = make(value_embeddings="none", bigrams=None, first_mix=False)
+    model = make(value_embeddings="none", bigrams=None, bigram_width=None, first_mix=False)
     ids_BT, share_D = tokens(1, 4), model.transformer.decoder.previous_mix  # type: ignore[union-attr]
     captured = model(
         {"ids": ids_BT, "segments": torch.tensor([[1, 1, 2, 2]])}, capture=("residuals",)
@@ -184,7 +187,7 @@ def test_gradients_against_finite_differences() -> None:
         return model.logits(model(batch).hidden_BTD).log_softmax(-1)[..., 3].sum()
 
     loss().backward()
-    wanted = ("value_mix", "value_tables", "first_mix", "bigrams", "previous_mix")
+    wanted = ("value_mix", "value_tables", "first_mix", "bigrams", "bigram_output", "previous_mix")
     checked = set()
     for name, weight in model.named_parameters():
         word = next((w for w in wanted if w in name), None)
