@@ -104,6 +104,10 @@ class Run:
                 raise RunError(
                     f"{self.path}: not a run folder (holds {others[0]}); choose an empty or new folder"
                 )
+            if others:
+                self.notes.append(
+                    f"{self.path / INPUTS}: missing; of what is there, what belongs to this run goes on"
+                )
             (self.path / RESULT).unlink(missing_ok=True)  # of nobody knows what
             self._claim()
         elif _digest(self.path / CONFIG) != io.read_sealed(self.path / INPUTS).get("config"):

@@ -40,7 +40,7 @@ def read(log: Path, root: Path) -> list[Operation]:
 def record(server: Server, folder: Path, place: Path, **order: Any) -> list[Operation]:
     """The operations of an undisturbed life in `folder`; paths are relative to its parent."""
     log = place / "operations.log"
-    folder.parent.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     server.finish(folder, arm={"mode": "l", "log": str(log), "root": str(folder.parent)}, **order)
     return read(log, folder.parent)
 

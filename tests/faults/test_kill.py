@@ -110,6 +110,20 @@ def test_terminated_runs_save_and_go_on(server: Server, tmp_path: Path) -> None:
     assert state(folder) == state(whole)
 
 
+@pytest.mark.slow
+def test_terminated_while_code_is_compiled(server: Server, tmp_path: Path) -> None:
+    """A compiler may take longer than clusters wait, and there is nothing to save: the run ends at once."""
+    path = write_recipe(tmp_path / "run", "decoder")
+    server.finish(path, command=command(path))
+    compiled = [*command(path), "model.compile=on"]
+    life = server.live(path, command=compiled, kill_after=6.0, signal=signal.SIGTERM)
+    assert life["status"] == 143, life["said"] + server.errors()
+    assert life["said"].splitlines()[-1].endswith("; run the same command again to go on"), life["said"]
+    assert life["seconds"] < 6 + 25
+    assert newest_step(path.parent / "runs" / "run" / "model") == 0, "it had not begun"
+    server.finish(path, command=command(path))
+
+
 def test_the_comparison_would_notice(server: Server, small: Path, tmp_path: Path) -> None:
     """One changed last bit of one loss is seen."""
     found = [json.loads(line) for line in (small / "metrics.jsonl").read_text().splitlines()]
