@@ -67,8 +67,7 @@ def sync_folder(path: Path) -> None:
     """Flushes a folder's entries to disk, so that a rename in it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        with full_disk_is_clear(path):
-            os.fsync(handle)
+        os.fsync(handle)
     except OSError as error:  # some network file systems have no such thing
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
@@ -249,8 +248,7 @@ def write_manifest(
             with path.open("rb") as file:
                 row = {"bytes": os.fstat(file.fileno()).st_size}
                 known[name] = row | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-                with full_disk_is_clear(path):
-                    os.fsync(file.fileno())
+                os.fsync(file.fileno())
         if name not in skip:
             rows[name] = known[name]
     for inner in sorted(folders, reverse=True):
@@ -355,8 +353,9 @@ def _take_back(path: Path) -> None:
 def remove_folder(path: Path) -> None:
     """Removes a folder so that a kill or a power cut leaves all of it, or nothing at `path`."""
     gone = _partial(path)
-    os.replace(path, gone)
-    sync_folder(path.parent)
+    with full_disk_is_clear(path):
+        os.replace(path, gone)
+        sync_folder(path.parent)
     shutil.rmtree(gone)
 
 

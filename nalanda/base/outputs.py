@@ -23,7 +23,8 @@ _verified: dict[Path, Any] = {}
 
 def write_outputs(folder: Path) -> str:
     """Writes manifest.json of a stage's folder, everything on disk; returns its SHA-256."""
-    io.write_manifest(folder, leave=_LEFT_OUT)
+    with io.full_disk_is_clear(folder):
+        io.write_manifest(folder, leave=_LEFT_OUT)
     return io.sha256_file(folder / io.MANIFEST)
 
 

@@ -288,7 +288,8 @@ def _move(entry: Path, target: Path) -> None:
 
 def _sync(*folders: Path) -> None:
     for folder in folders:
-        io.sync_folder(folder)
+        with io.full_disk_is_clear(folder):
+            io.sync_folder(folder)
 
 
 def _discard(path: Path) -> None:

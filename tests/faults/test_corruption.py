@@ -149,6 +149,9 @@ def damage_and_go_on(server: Server, source: Path, whole: Path, place: Path, nam
     path = copied(source, place, "again")
     damaged = path.parent / "runs" / name
     names = {damaged.name, sibling(damaged).name} if harm == "swap" else {damaged.name}
+    if harm == "swap" and sibling(damaged) == damaged:
+        shutil.rmtree(path.parent)
+        return
     if damaged.name == "manifest.json":
         names |= {"safetensors", "state.json"}
     HARMS[harm](damaged)
