@@ -355,8 +355,10 @@ def remove_folder(path: Path) -> None:
     gone = _partial(path)
     with full_disk_is_clear(path):
         os.replace(path, gone)
-        sync_folder(path.parent)
-    shutil.rmtree(gone)
+        try:
+            sync_folder(path.parent)
+        finally:  # on a full disk above all
+            shutil.rmtree(gone)
 
 
 def remove_partials(folder: Path) -> None:
