@@ -19,6 +19,7 @@ from nalanda.base import seeds
 from nalanda.base.distributed import current
 from nalanda.base.errors import DataError
 from nalanda.base.run import Run
+from nalanda.config import unset
 from nalanda.corpus.document import Document
 from nalanda.corpus.store import count, read_split
 from nalanda.data.build import AnyDataConfig, build_source
@@ -42,6 +43,7 @@ from nalanda.tokenizer.tokenizer import Tokenizer
 from nalanda.train.checkpoint import CheckpointConfig
 from nalanda.train.config import LoopConfig
 from nalanda.train.device import find_device
+from nalanda.train.diagnostics import Diagnostics, DiagnosticsConfig
 from nalanda.train.hooks import Evaluation, EvaluationConfig, Hook, TensorBoard
 from nalanda.train.loop import fit
 from nalanda.train.parallel_model import check_parallel
@@ -82,6 +84,9 @@ class TrainStage(LoopConfig):
     samples: SamplesConfig | None = Field(None, description="continue prompts while training a decoder")
     threads: int | None = Field(default=None, gt=0, description="CPU threads; default: all that may be used")
     tensorboard: bool = False
+    diagnostics: DiagnosticsConfig | None = Field(
+        None, exclude_if=unset, description="gradients, updates and activations by part, while training"
+    )
     languages: tuple[str, ...] = Field((), description="for the model card; default: those of the data")
     license: str | None = Field(
         None, description="for the model card; default: that of the model gone on from"
@@ -98,6 +103,13 @@ class TrainStage(LoopConfig):
                 raise ValueError(
                     f"{key}.warmup: its {steps} steps leave nothing of a budget of {self.budget.steps} steps"
                 )
+        parallel = self.parallel
+        if self.diagnostics is not None and (
+            parallel.shard or max(parallel.tensor, parallel.context, parallel.expert) > 1
+        ):
+            raise ValueError(
+                "diagnostics: not where ranks hold parts of the model; leave it out, or parallel.shard etc."
+            )
         if self.samples is not None and self.data.kind != "causal":
             raise ValueError(f"samples: needs data of kind 'causal', not '{self.data.kind}'; leave it out")
         if self.translations is not None and self.data.kind != "pairs":
@@ -199,6 +211,8 @@ def _run(config: TrainStage, run: Run, context: Context) -> dict[str, Any]:
         hooks.append(Translations(config.translations, rows, prompting))
     if config.samples is not None:
         hooks.append(continuations(config.samples, prompting))
+    if config.diagnostics is not None:
+        hooks.append(Diagnostics(config.diagnostics))
     if config.tensorboard and current().first:
         hooks.append(TensorBoard(run.path / "tensorboard"))
     result = fit(
@@ -260,6 +274,7 @@ def shrink(config: TrainStage) -> TrainStage:
             "checkpoint": CheckpointConfig(every=3),
             "compile": "off",
             "tensorboard": False,
+            "diagnostics": config.diagnostics and DiagnosticsConfig(every=3),
         }
     )
 

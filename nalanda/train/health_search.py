@@ -78,7 +78,7 @@ def search(
     totals = add_counts(objective.weights(batch) for batch in batches)
     found: list[dict[str, Any]] = []
     _forget_gradients(model)
-    with _as_written(model):
+    with as_written(model):
         for part in team.parts(batches):
             torch.manual_seed(derive(seed, "step", step, *part.stream))
             with team.computing(part), _Watch(model, part.batch) as watch:
@@ -103,7 +103,7 @@ def _forget_gradients(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def _as_written(model: Any) -> Iterator[None]:
+def as_written(model: Any) -> Iterator[None]:
     """Inside, compiled code is not used: hooks see every module."""
     compiled = getattr(model, "_compiled_call_impl", None)
     if compiled is not None:

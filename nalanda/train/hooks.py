@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor
 from nalanda.base.errors import DataError, RunError, UserError
 from nalanda.base.seeds import derive
 from nalanda.config import Config
-from nalanda.data.batch import move
+from nalanda.data.batch import Batch, move
 from nalanda.objectives.loss import Objective, add_counts
 from nalanda.train.checkpoint import restore_weights, weights_of
 from nalanda.train.precision import autocast
@@ -56,6 +56,16 @@ class Hook:
     """Does nothing; override what is wanted. `name` keys its state in the checkpoint."""
 
     name = "hook"
+
+    def watches(self, step: int) -> bool:
+        """Whether the two methods below, which must change nothing, are called in the `step`-th step."""
+        return False
+
+    def before_update(self, moment: Moment, batches: Sequence[Batch]) -> None:
+        """Called with the whole gradient in the weights' `.grad`, not clipped yet."""
+
+    def after_update(self, moment: Moment) -> None:
+        """Called after the optimizer's update, or where none was made."""
 
     def after_step(self, moment: Moment) -> None:
         """Called after each optimizer step, before the step's checkpoint is saved."""

@@ -250,6 +250,9 @@ class Trainer:
         step = self.budget.step
         progress = self.budget.begin()
         result = self._accumulate(batches, step)
+        watching = [hook for hook in self.hooks if hook.watches(step + 1)]
+        for hook in watching:
+            hook.before_update(self._moment(), batches)
         limit = self.config.clip if self.config.clip is not None else float("inf")
         norm = self.team.clip(self.optimizer.named, limit)
         action, rate = treat(self, result, norm, progress, batches), 0.0
@@ -257,6 +260,8 @@ class Trainer:
             rate = self.optimizer.step(self.schedule.factor(progress))
             if self.average is not None:
                 self.average.update()
+        for hook in watching if action != "rewind" else ():
+            hook.after_update(self._moment())
         self.optimizer.zero_grad()
         seconds = time.perf_counter() - began
         if self.config.budget.minutes is not None:
@@ -310,7 +315,7 @@ class Trainer:
                 self.waiting -= 1
         return moment.stop
 
-    def _moment(self, asked: Callable[[], bool]) -> Moment:
+    def _moment(self, asked: Callable[[], bool] = lambda: False) -> Moment:
         return Moment(
             step=self.budget.step,
             last=self.budget.over,
