@@ -14,6 +14,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from nalanda.config import Config
 from nalanda.data.batch import Batch, move
 from nalanda.objectives.loss import Objective, add_counts
 from nalanda.train.checkpoint import restore_weights, weights_of
+from nalanda.train.parallel import Team
 from nalanda.train.precision import autocast
 
 
 @dataclass
 class Moment:
     """What a hook sees. `step`: steps done; `last`: whether the budget is spent; `tallies`: the objective's, of this
-    step; `stop`: a reason to end here; `asked`: whether a signal asks for an end, so that long work is put off."""
+    step; `stop`: a reason to end here; `asked`: whether a signal asks for an end, so that long work is put off;
+    `team`: the ranks that share work out, None for a process alone."""
 
     step: int
     last: bool
@@ -46,6 +49,7 @@ class Moment:
     tallies: dict[str, Tensor] = field(default_factory=dict)
     stop: str = ""
     asked: Callable[[], bool] = lambda: False
+    team: Team | None = None
 
 
 class Postponed(Exception):
@@ -127,31 +131,35 @@ def evaluate(
     precision: str = "fp32",
     batches: int | None = None,
     asked: Callable[[], bool] = lambda: False,
+    team: Team | None = None,
 ) -> dict[str, float]:
     """The objective over one pass of `source.epoch()`: loss, each metric, and perplexity where nll is one.
 
-    Sums over the whole pass are divided once, so the result does not depend on the batches' sizes.
+    The batches are shared out to the ranks of `team`, whose values are added in the batches' order, as alone. Sums over
+    the whole pass are divided once, so the result does not depend on the batches' sizes.
     Raises DataError when the pass has nothing to score, Postponed when `asked` says that there is no time for it.
     """
     totals: dict[str, float] = {}
     terms: dict[str, float] = {}
     metrics: dict[str, list[float]] = {}
+    team, found = team or Team(), []
     with evaluating(model):
-        for index, batch in enumerate(source.epoch()):
-            if batches is not None and index >= batches:
-                break
+        for turn, batch, counted in team.turns(islice(source.epoch(), batches)):
             if asked():
                 raise Postponed
-            counts = objective.weights(batch)
-            totals = add_counts([totals, counts])
+            totals = add_counts([totals, *map(objective.weights, turn)])
             with autocast(precision, device):
-                loss = objective(model, move(batch, device), counts)
-            for name, term in loss.terms.items():
-                terms[name] = terms.get(name, 0.0) + float(term)
-            for name, (top, bottom) in loss.metrics.items():
-                sums = metrics.setdefault(name, [0.0, 0.0])
-                sums[0] += float(top)
-                sums[1] += float(bottom)
+                loss = objective(model, move(batch, device), objective.weights(batch))
+            if counted:
+                own = {name: [float(top), float(bottom)] for name, (top, bottom) in loss.metrics.items()}
+                found.append([{name: float(term) for name, term in loss.terms.items()}, own])
+    for of_batch, own in team.in_turn(found):
+        for name, term in of_batch.items():
+            terms[name] = terms.get(name, 0.0) + term
+        for name, (top, bottom) in own.items():
+            sums = metrics.setdefault(name, [0.0, 0.0])
+            sums[0] += top
+            sums[1] += bottom
     if not any(totals.values()):
         raise DataError("evaluation: its data has no target to score; check the dev split and the masks")
     values = {"loss": math.fsum(terms[name] / totals[name] for name in terms if totals[name])}
@@ -185,6 +193,7 @@ class Evaluation(Hook):
                 precision=moment.precision,
                 batches=self.config.batches,
                 asked=moment.asked,
+                team=moment.team,
             )
             moment.log(
                 {"step": moment.step, **{f"{self.name}_{key}": value for key, value in values.items()}}

@@ -130,7 +130,7 @@ class Trainer:
         self.team = team_for(config.parallel, model, device)
         self._log = log if self.team.first else lambda row: None
         self.precision = resolve(config.precision, device)
-        self.decision = decide(config.compile, device, config.budget)
+        self.decision = self.team.compiling(decide(config.compile, device, config.budget))
         self.rewind = rewind if self.team.first else lambda step: None
         self.lanes = Lanes(1 if self.team.one_thread else lanes_for(model, device, self.decision.compiled))
         self.schedule = config.schedule.in_shares(config.budget)
@@ -328,6 +328,7 @@ class Trainer:
             tallies=self.tallies,
             stop=self.stopping,
             asked=asked,
+            team=self.team,
         )
 
     def log(self, row: Row) -> None:

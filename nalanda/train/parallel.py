@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from nalanda.base.io import remove_partials
 from nalanda.data.batch import Batch
 from nalanda.objectives.loss import Loss
 from nalanda.train.checkpoint import Checkpoints, Snapshot, all_tensors, state_of
+from nalanda.train.compile import Decision
 from nalanda.train.lanes import split
 from nalanda.train.optimizer import Optimizer
 from nalanda.train.parallel_files import write_pieces
@@ -108,6 +109,31 @@ class Team:
     def keeps_pace(self) -> bool:
         """Whether the ranks meet inside forward and backward passes, so that all must make as many."""
         return self.config.shard or self.sizes.expert > 1
+
+    def turns(self, batches: Iterable[Batch]) -> Iterator[tuple[list[Batch], Batch, bool]]:
+        """Batches shared out in turn: those of a turn, this rank's, and whether its values count.
+
+        Every rank has something to compute in every turn, because ranks may meet in it.
+        """
+        left = iter(batches)
+        leads = self.ranks.rank % (self.sizes.context * self.sizes.tensor) == 0
+        while turn := list(itertools.islice(left, self.shares)):
+            has = self.share_index < len(turn)
+            yield turn, turn[self.share_index] if has else turn[0], has and leads
+
+    def in_turn(self, found: list[Any]) -> list[Any]:
+        """What all ranks found, in the order of the batches that `turns` shared out."""
+        everyone = [each for each in self.ranks.gather(found) if each]
+        turns = max(map(len, everyone), default=0)
+        return [values[turn] for turn in range(turns) for values in everyone if turn < len(values)]
+
+    def compiling(self, decision: Decision) -> Decision:
+        """Ranks that meet inside a pass, and passes that are worked out again, run as written."""
+        if decision.compiled and self.one_thread:
+            return Decision(
+                False, "parallel: with shard, checkpointing or a size but data, torch.compile is not used"
+            )
+        return decision
 
     def gradients(self, weights: Sequence[nn.Parameter], batches: int) -> Gradients:
         """What adds the gradients of the parts of a step of `batches` micro-batches, here and among the ranks."""
