@@ -135,7 +135,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The objective over one pass of `source.epoch()`: loss, each metric, and perplexity where nll is one.
 
-    The batches are shared out to the ranks of `team`, whose values are added in the batches' order, as alone. Sums over
+    The batches are shared out to the ranks of `team`; values are added in the batches' order, as alone. Sums over
     the whole pass are divided once, so the result does not depend on the batches' sizes.
     Raises DataError when the pass has nothing to score, Postponed when `asked` says that there is no time for it.
     """
