@@ -1,13 +1,14 @@
 """One option changed at a time: what each part of our recipes gains, at equal tokens, and what it costs in time.
 
-    NALANDA_DATA=... python benchmarks/ablations.py --scale small --seeds 3
+    NALANDA_DATA=... python benchmarks/ablations.py --scale full --seeds 3
     python benchmarks/ablations.py --only "no value embeddings,AdamW" --seeds 1
 
 Runs are those of benchmarks/quality_ours.py on the data of the job `causal`: the base is
 benchmarks/recipes/causal.yaml at the scale asked for, every row of ROWS changes it. All see the same documents
-in the same order for the same number of tokens; a difference of seeds is the noise. A step's time is the median
-of neighbouring pairs of steps of base and row, taken in turn in one process, so that a busy machine does not
-decide. What is finished in --work is not run again. The table goes to benchmarks/results/DATE_ablations.md.
+in the same order for the same number of tokens (or with `--minutes` for an equal time, on a quiet machine); a
+difference of seeds is the noise. A step's time is the median of neighbouring pairs of steps of base and row,
+taken in turn in one process, so that a busy machine does not decide. What is finished in --work is not run
+again. The table goes to benchmarks/results/DATE_ablations.md.
 """
 
 from __future__ import annotations
@@ -37,9 +38,8 @@ from nalanda.train.step import accumulate
 HERE = Path(__file__).parent
 
 SCALES: dict[str, tuple[int, list[str]]] = {
-    "tiny": (300, ["model.layers=4", "model.hidden=128", "model.heads=2", "data.batch_tokens=4096"]),
-    "small": (600, ["model.layers=4", "model.hidden=256", "model.heads=4", "data.batch_tokens=4096"]),
-    "full": (1500, []),
+    "tiny": (200, ["model.hidden=128", "model.heads=2"]),
+    "full": (800, []),
 }
 """Steps and what makes the recipe smaller."""
 
@@ -74,11 +74,19 @@ ROWS: dict[str, list[str]] = {
     "nothing starts at 0": ["model.init_zero=[]"],
     "normal init": ["model.init=normal"],
     "no embedding norm": ["model.embedding_norm=false"],
+    "2 layers": ["model.layers=2"],
+    "3 layers": ["model.layers=3"],
+    "6 layers": ["model.layers=6"],
+    "192 wide": ["model.hidden=192", "model.heads=3"],
+    "320 wide": ["model.hidden=320", "model.heads=5"],
+    "384 wide": ["model.hidden=384", "model.heads=6"],
+    "6 layers and 384 wide": ["model.layers=6", "model.hidden=384", "model.heads=6"],
+    "feed-forward 3 wide": ["model.inner=768"],
     "no value embeddings": ["model.value_embeddings=none"],
     "value embeddings: ends": ["model.value_embeddings=ends"],
     "value embeddings: all": ["model.value_embeddings=all"],
-    "no bigrams": ["model.bigrams=null"],
-    "bigrams: 8192": ["model.bigrams=8192"],
+    "no bigrams": ["model.bigrams=null", "model.bigram_width=null"],
+    "bigrams: 8192": ["model.bigrams=8192", "model.bigram_width=null"],
     "bigrams: 32768": ["model.bigrams=32768", "model.bigram_width=null"],
     "bigrams: 65536 rows of 64": ["model.bigrams=65536", "model.bigram_width=64"],
     "mix with the token before": ["model.previous_mix=true"],
@@ -123,9 +131,11 @@ class Ablations:
 
     def spec(self, row: list[str], seed: int) -> dict[str, Any]:
         """What quality_ours.py is told."""
+        minutes = self.args.minutes
         return {
             "job": "causal", "name": "ablation", "recipe": str(self.args.recipe), "seed": seed, "every": 1e12,
-            "steps": self.steps, "changes": [*self.smaller, *row], **self.places,
+            "changes": [*self.smaller, *row], **self.places,
+            **({"seconds": 60 * minutes} if minutes else {"steps": self.steps}),
         }  # fmt: skip
 
     def config(self, row: list[str]) -> TrainStage:
@@ -139,8 +149,9 @@ class Ablations:
             raise ValueError(f"{batch}: give it as Nx")
         tokens: Any = self.config(row).data
         base: Any = self.base.data
-        spec["steps"] = self.steps * base.batch_tokens // tokens.batch_tokens
-        spec["steps"] += sum(rung.steps - rung.steps // rung.batch for rung in tokens.warmup)
+        if "steps" in spec:
+            spec["steps"] = self.steps * base.batch_tokens // tokens.batch_tokens
+            spec["steps"] += sum(rung.steps - rung.steps // rung.batch for rung in tokens.warmup)
         config = quality_ours.recipe(spec).to_dict()
         for key in ("corpus", "tokenizer"):
             config["data"].pop(key)
@@ -223,8 +234,11 @@ def table(found: Ablations, rows: dict[str, list[str]], seeds: int) -> list[str]
 def main() -> None:
     """Runs what is not done and writes the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--steps", type=int, help="instead of the scale's")
+    parser.add_argument(
+        "--minutes", type=float, help="equal times instead of equal tokens; needs a quiet machine"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="names of rows, with commas")
     parser.add_argument(
@@ -239,13 +253,15 @@ def main() -> None:
     rows = {name: ROWS[name] for name in args.only.split(",")} if args.only else ROWS
     facts = machine.environment()
     data: Any = found.base.data
+    length = (
+        f"{args.minutes:g} minutes" if args.minutes else f"{found.steps} steps of {data.batch_tokens} tokens"
+    )
     lines = [
         "# Options, one at a time",
         "",
         f"{facts['cpu']}, {facts['cores']} cores, torch {facts['packages']['torch']}, commit {facts['commit']}; "
-        f"scale {args.scale}: {' '.join(found.smaller) or 'the whole recipe'}, {found.steps} steps of "
-        f"{data.batch_tokens} tokens, {args.seeds} seeds. Differences below 0 are better. How it is measured: "
-        "benchmarks/ablations.py.",
+        f"scale {args.scale}: {' '.join(found.smaller) or 'the whole recipe'}, {length}, {args.seeds} seeds. "
+        "Differences below 0 are better. How it is measured: benchmarks/ablations.py.",
         "",
         *table(found, rows, args.seeds),
     ]

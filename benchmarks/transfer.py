@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 def ways(base: int) -> dict[str, list[str]]:
     """The changes of the recipe of each way; RATE stands for the rate."""
     adam = "optimizer={kind: adamw, lr: RATE, betas: [0.9, 0.95], weight_decay: 0.0"
-    others = ["model.value_embeddings=none", "model.bigrams=null", "model.first_mix=false"]
+    others = ["model.value_embeddings=none", "model.bigrams=null", "model.bigram_width=null"]
     return {
         "plain": [f"{adam}}}", "model.init=normal", "model.init_zero=[]", *others],
         "mup": [f"{adam}, base_width: {base}}}", "model.init=mup", "model.init_zero=[]", *others],
