@@ -40,6 +40,30 @@ WARM = 3
 _MOST = 100_000
 
 
+class _LargestFirst:
+    """Another source's steps, the one with the longest rows among its first before all: memory's peak is there."""
+
+    def __init__(self, source: Source, looked: int = 32) -> None:
+        self.source, self.fingerprint, self.steps_per_epoch = (
+            source,
+            source.fingerprint,
+            source.steps_per_epoch,
+        )
+        self.epoch, self.describe = source.epoch, source.describe
+        wanted = [max(map(_demand, source.step(step))) for step in range(min(looked, source.steps_per_epoch))]
+        self.largest = int(np.argmax(wanted))
+
+    def step(self, step: int) -> list[Batch]:
+        """The micro-batches of a step."""
+        return self.source.step(self.largest if step == 0 else step - 1)
+
+
+def _demand(batch: Batch) -> int:
+    """Grows with the memory that a micro-batch takes: its places, and its pairs of places for attention."""
+    widths = [batch["ids"].shape[1], batch["source_ids"].shape[1] if "source_ids" in batch else 0]
+    return batch["ids"].shape[0] * sum(widths) * max(widths)
+
+
 class _Turns:
     """Steps of one micro-batch, of two, and of one twice as large, in turn."""
 
@@ -147,11 +171,11 @@ def _sources(job: dict[str, Any], config: TrainStage, model: Model, folder: Path
         tokenizer = data_tokenizer(config)
         train, dev = sources(config, folder, tokenizer, Context(), Prompting(tokenizer, model.spec))
         if not job["turns"]:
-            return train, dev or train
+            return _LargestFirst(train), dev or train
     lengths = {key: np.array(value, dtype=np.int64) for key, value in job["lengths"].items()}
     small = synthetic(config.data, model.spec.vocabulary, lengths, data_seed(config))
     if not job["turns"]:
-        return small, small
+        return _LargestFirst(small), small
     large = synthetic(resized(config, 2.0).data, model.spec.vocabulary, lengths, data_seed(config))
     return _Turns(small, large), small
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nalanda.base.io import write_text
 from nalanda.config import dump_yaml
+from nalanda.data.synthetic import synthetic
 from nalanda.models.reading import build_empty
 from nalanda.stages import calibrate
-from nalanda.stages.calibrate_steps import WARM, measure, resized
+from nalanda.stages.calibrate_steps import WARM, _LargestFirst, measure, resized
 from nalanda.stages.plan_work import Work, flops_per_place, shape_of, works
 from nalanda.stages.recipe import load
 from nalanda.train.plan_memory import Rows
@@ -108,3 +110,15 @@ def test_a_model_that_is_quick_is_measured_itself(work: Work, monkeypatch: pytes
     monkeypatch.setattr(calibrate, "rates", lambda work: {"fp32": 1e7})
     calibrate.calibrate(work, 10.0, 8e9)
     assert asked == [False, True, True]
+
+
+def test_the_longest_rows_come_first(work: Work) -> None:
+    lengths = {"data": np.array([[0, 4]] * 60 + [[0, 32]] * 8)}
+    values = {**work.config.to_dict(), "data": {**RECIPE["data"], "kind": "masked"}}
+    values["model"] = {**RECIPE["model"], "kind": "encoder"}
+    source = synthetic(type(work.config).model_validate(values).data, 100, lengths)
+    widths = [source.step(step)[0]["ids"].shape[1] for step in range(source.steps_per_epoch)]
+    ordered = _LargestFirst(source)
+    assert ordered.step(0)[0]["ids"].shape[1] == max(widths)
+    assert min(widths) < max(widths)
+    assert ordered.step(3)[0]["ids"].shape == source.step(2)[0]["ids"].shape
