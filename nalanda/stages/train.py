@@ -286,5 +286,5 @@ STAGE = Stage(
     shrink=shrink,
     format=2,
     together=True,
-    free=("parallel", "workers", "threads"),
+    free=("parallel", "workers", "threads", "device", "health", "diagnostics"),
 )

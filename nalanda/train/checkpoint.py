@@ -104,6 +104,8 @@ class Checkpoints:
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self.folder = folder
         self.config = config
+        self.regular_too = False
+        """Whether the newest that `every` made are kept beside the newest of all: those that a rewind goes to."""
 
     def path(self, step: int) -> Path:
         """The folder of one step's checkpoint."""
@@ -129,8 +131,13 @@ class Checkpoints:
 
     def remove_before(self, step: int) -> None:
         """Removes the oldest checkpoints beyond `keep`, of those up to `step`."""
-        for old in [s for s in self.steps() if s <= step][: -self.config.keep]:
-            io.remove_folder(self.path(old))
+        known, keep = [s for s in self.steps() if s <= step], self.config.keep
+        kept = set(known[-keep:])
+        if self.regular_too:
+            kept |= set([s for s in known if s % self.config.every == 0][-keep:])
+        for old in known:
+            if old not in kept:
+                io.remove_folder(self.path(old))
 
     def newest(self) -> tuple[Snapshot | None, list[str]]:
         """The newest whole checkpoint, and one line for each damaged one that was passed over.

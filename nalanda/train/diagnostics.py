@@ -10,8 +10,8 @@
     dead_units/STACK.N           share of a feed-forward's units that stay below a thousandth of their layer's scale
     attention_entropy/STACK.N    in nats, the mean over heads and places; `attention_entropy_least/...`: of one head
 
-Gradients and weights are only looked at, and activations are those of a separate pass over a few rows, without dropout
-and gradients: the training's numbers are the same to the bit with diagnostics and without.
+Gradients and weights are only looked at, and activations are those of a separate pass over a few rows, without
+dropout and gradients: the training's numbers are the same to the bit with diagnostics and without.
 """
 
 from __future__ import annotations

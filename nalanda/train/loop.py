@@ -144,6 +144,7 @@ class Trainer:
         self.team.spread(self.optimizer)
         self.average = Average(config.ema, model) if config.ema else None
         self.checkpoints = Checkpoints(run_folder / "checkpoints", config.checkpoint)
+        self.checkpoints.regular_too = config.health.may_rewind
         self.window = Window()
         self.writer = Writer(self.checkpoints)
         self.mark: Callable[[], Row] = dict

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nalanda.base.errors import RunError
+from nalanda.base.errors import Interrupted, RunError
 from nalanda.config import ConfigError, parse
 from nalanda.data.batch import Batch
 from nalanda.objectives.tokens import TokensConfig
+from nalanda.stages import train
 from nalanda.train.config import LoopConfig
 from nalanda.train.health import Health, HealthConfig, SpikeConfig, target_of
 from nalanda.train.health_search import search
@@ -252,6 +255,32 @@ def test_a_rewind_to_the_beginning(folder: Any, poisoned: Any, shifted: Any) -> 
     assert equal(run.weights(), plain.weights())
 
 
+class Press(Hook):
+    """Presses Ctrl-C after a step."""
+
+    name = "press"
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, moment: Moment) -> None:
+        if moment.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_rewind_does_not_see_the_checkpoints_of_interruptions(folder: Any, poisoned: Any) -> None:
+    values = config(health={"nonfinite": "rewind"}, checkpoint={"every": 4, "keep": 1})
+    whole, cut = folder("whole"), folder("cut")
+    result = whole.fit(values, source=poisoned(6))
+    for at in (5, 6):
+        with pytest.raises(Interrupted):
+            cut.fit(values, source=poisoned(6), hooks=[Press(at)])
+    again = cut.fit(values, source=poisoned(6))
+    assert again["health"] == result["health"]
+    assert [event["to"] for event in result["health"]] == [4]
+    assert equal(cut.weights(), whole.weights())
+
+
 def test_a_replay_passes_over_what_was_rewound(folder: Any, poisoned: Any) -> None:
     run, replay = folder("run"), folder("replay")
     run.fit(config(health={"nonfinite": "rewind"}), source=poisoned(6))
@@ -287,6 +316,7 @@ def test_a_policy_may_change_between_resumes(folder: Any, poisoned: Any) -> None
     with pytest.raises(RunError, match="step 7"):
         run.fit(config(), source=poisoned(6))
     assert run.fit(config(health={"nonfinite": "skip"}), source=poisoned(6))["steps"] == 12
+    assert "health" in train.STAGE.free, "a run's folder takes it too"
 
 
 def test_off_is_not_written() -> None:
