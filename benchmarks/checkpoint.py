@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from nalanda.train.step import accumulate
 from nalanda.train.writer import Writer
 
 VOCABULARY = 16_384
-SHAPES = {"10 M": (4, 256, 4, 256), "100 M": (12, 768, 2, 128)}
+SHAPES = {"10 M": (4, 256, 4, 256), "100 M": (12, 768, 1, 64)}
 """Layers, width, rows, tokens of a row."""
 
 
@@ -153,21 +154,21 @@ def measure(name: str, seconds: float, rounds: int, threads: int) -> list[str]:
     return rows
 
 
-def main(seconds: float = 20.0, rounds: int = 3, threads: int = 2) -> list[str]:
-    """The table."""
+def main(seconds: float = 20.0, rounds: int = 3, threads: int = 2) -> Iterator[str]:
+    """The table, line by line as it is measured."""
     torch.set_num_threads(threads)
     values = machine.environment()
-    return [
-        f"{values['cpu']}, {values['cores']} cores, {threads} threads, torch {torch.__version__}, windows of "
-        f"{seconds:g} s, {rounds} rounds",
-        "",
-        "| parameters | size | written | blocked | until on disk | work | wall clock | blocked / 60 s "
-        "| work / all threads' 60 s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        *[row for name in SHAPES for row in measure(name, seconds, rounds, threads)],
-    ]
+    yield f"{values['cpu']}, {values['cores']} cores, {threads} threads, torch {torch.__version__}, "
+    yield f"windows of {seconds:g} s, {rounds} rounds\n"
+    columns = ["parameters", "size", "written", "blocked", "until on disk", "work", "wall clock"]
+    yield "| " + " | ".join([*columns, "blocked / 60 s", "work / all threads' 60 s"]) + " |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for name in SHAPES:
+        yield from measure(name, seconds, rounds, threads)
 
 
 if __name__ == "__main__":
     arguments = [float(word) for word in sys.argv[1:]]
-    sys.stdout.write("\n".join(main(*arguments[:1], *map(int, arguments[1:]))) + "\n")
+    for line in main(*arguments[:1], *map(int, arguments[1:])):
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
