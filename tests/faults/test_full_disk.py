@@ -47,12 +47,12 @@ def test_full_at_any_write_of_a_commit(shimmed: Server, small: Path, tmp_path: P
     operations = commit(
         record(shimmed, tmp_path / "log" / "run", tmp_path, loop=SMALL), f"step-{2 * every:06d}"
     )
+    wanted = [o for o in operations if o.kind in WRITES and ".partial-step-000004" in o.path]
     said = [
         stops_and_goes_on(shimmed, small, tmp_path / str(operation.number) / "run", "f", operation)
-        for operation in operations
-        if operation.kind in WRITES and ".partial-step-000004" in operation.path
+        for operation in wanted[::2]
     ]
-    assert len(said) > 8
+    assert len(said) > 5
     assert all("KiB needed" in line for line in said if "step-" in line)
 
 
