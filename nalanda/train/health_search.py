@@ -94,7 +94,8 @@ def search(
     everyone = [each for rank in team.exchange({"found": found}) for each in rank["found"]]
     if not everyone:
         return Finding(None, "", "", [i for batch in batches for i in samples_of(batch)])
-    return Finding(**min(everyone, key=lambda each: each["micro"]))
+    # A loss first: where ranks share out weights, its gradient comes back with those of other micro-batches.
+    return Finding(**min(everyone, key=lambda each: (each["what"] != "the loss", each["micro"])))
 
 
 def _forget_gradients(model: Any) -> None:

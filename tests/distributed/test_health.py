@@ -35,3 +35,13 @@ def test_one_rank_out_of_memory_makes_all_micro_batches_smaller(mode: str, parts
             losses, weights = largest_difference(one, run)
             assert losses < 1e-6
             assert weights < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [{"shard": True}, {"tensor": 2}, {"context": 2}])
+def test_ranks_that_meet_inside_passes_find_the_place_together(parallel: dict[str, Any]) -> None:
+    loop = {"parallel": parallel, "health": {"nonfinite": "skip"}}
+    for run in together(2, trained, Work(loop, source={"infinite": (2,)})):
+        (event,) = run.result["health"]
+        assert event["step"] == 3
+        assert "the loss in micro-batch 4 of 4, first in the objective, of finite hidden" in event["why"]
