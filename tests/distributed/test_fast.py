@@ -73,7 +73,7 @@ ALL = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("parallel", "model"), ALL)
 def test_all_together(parallel: dict[str, Any], model: dict[str, Any]) -> None:
     check(Work({"optimizer": {"kind": "muon"}}, model=model, evaluate=True), 4, parallel, 1e-6, 1e-6)
@@ -107,7 +107,7 @@ WAYS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_of_networks(kind: str, way: str) -> None:
@@ -123,7 +123,7 @@ def test_fewer_batches_than_ranks_share_their_rows(micros: int) -> None:
     check(Work(source={"micros": micros}), 2, {"shard": micros == 3}, 1e-6, 1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_cautious_decay_and_even_rows_look_at_whole_matrices() -> None:
     muon = {"kind": "muon", "cautious": True, "neurons": 0.95, "weight_decay": 0.1}
     check(Work({"optimizer": muon}), 2, {"shard": True}, 1e-6, 1e-6)
@@ -153,7 +153,7 @@ def test_sizes_that_do_not_divide_are_one_line(
     assert line in str(error.value)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "parallel",
     [{"shard": True}, {"tensor": 2}, {"context": 2}, {"shard": True, "checkpointing": "selective"}],

@@ -50,7 +50,7 @@ def test_the_same_ranks_go_on_to_the_last_bit(
 
 @pytest.mark.parametrize(
     ("ranks", "parallel"),
-    [(1, {}), (2, {}), pytest.param(4, {"shard": True}, marks=pytest.mark.slow)],
+    [(1, {}), (2, {}), pytest.param(4, {"shard": True}, marks=pytest.mark.exhaustive)],
 )
 def test_any_other_ranks_go_on(
     undisturbed: list[Trained], stopped: Path, tmp_path: Path, ranks: int, parallel: dict[str, Any]
@@ -114,7 +114,7 @@ MOVES = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("before", "many", "after", "others", "model"), MOVES)
 def test_from_one_layout_to_another(
     tmp_path: Path,

@@ -59,7 +59,7 @@ def test_a_kill_between_any_two_states_of_a_commit(shimmed: Server, small: Path,
     assert len(lines) >= 20
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_kill_at_every_operation_of_a_run(shimmed: Server, small: Path, tmp_path: Path) -> None:
     """From the creation of the folder to result.json."""
     operations = record(shimmed, tmp_path / "log" / "run", tmp_path, loop=SMALL)

@@ -83,7 +83,7 @@ def finished(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("harm", ["flip", "delete", "swap", pytest.param("truncate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("harm", ["flip", "delete", "swap", pytest.param("truncate", marks=pytest.mark.exhaustive)])
 def test_a_finished_run(finished: Path, tmp_path: Path, harm: str) -> None:
     torch.set_num_threads(1)
     expected = contents(finished.parent / "runs")
@@ -197,7 +197,7 @@ def test_a_training_that_was_cut_off(server: Server, cut_off: tuple[Path, Path],
         damage_and_go_on(server, path, whole, tmp_path, name, list(HARMS)[number % 4])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("harm", HARMS)
 def test_any_file_of_a_training_that_was_cut_off(
     server: Server, cut_off: tuple[Path, Path], tmp_path: Path, harm: str

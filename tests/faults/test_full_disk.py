@@ -56,7 +56,7 @@ def test_full_at_any_write_of_a_commit(shimmed: Server, small: Path, tmp_path: P
     assert all("KiB needed" in line for line in said if "step-" in line)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mode", ["f", "o"])
 def test_full_at_any_write_of_a_run(shimmed: Server, small: Path, tmp_path: Path, mode: str) -> None:
     for operation in record(shimmed, tmp_path / "log" / "run", tmp_path, loop=SMALL):
@@ -64,7 +64,7 @@ def test_full_at_any_write_of_a_run(shimmed: Server, small: Path, tmp_path: Path
             stops_and_goes_on(shimmed, small, tmp_path / str(operation.number) / "run", mode, operation)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_full_at_any_write_of_a_pipeline(shimmed: Server, tmp_path: Path) -> None:
     """Every third operation that needs room, over corpus, tokenizer, training and export."""
     whole = write_recipe(tmp_path / "whole", "encoder_decoder")

@@ -71,7 +71,7 @@ def test_killed_10_times(server: Server, kind: str, tmp_path: Path) -> None:
     kill_until(server, kind, tmp_path, 10, seed=1)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_30_times(server: Server, kind: str, tmp_path: Path) -> None:
     seen = kill_until(server, kind, tmp_path, 30, seed=2)
@@ -110,7 +110,7 @@ def test_terminated_runs_save_and_go_on(server: Server, tmp_path: Path) -> None:
     assert state(folder) == state(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_terminated_while_code_is_compiled(server: Server, tmp_path: Path) -> None:
     """A compiler may take longer than clusters wait, and there is nothing to save: the run ends at once."""
     path = write_recipe(tmp_path / "run", "decoder")

@@ -60,7 +60,7 @@ def test_power_lost_during_a_commit(shimmed: Server, small: Path, tmp_path: Path
         goes_on(shimmed, small, tmp_path / str(number), tree, safe)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_power_lost_at_any_operation_of_a_run(shimmed: Server, small: Path, tmp_path: Path) -> None:
     operations = record(shimmed, tmp_path / "log" / "run", tmp_path, loop=SMALL)
     found = trees(operations, operations)
