@@ -24,8 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "engine_peers"))
 from prepare import prepare
-from race import Contestant, ContestantError, Record, order
-from report import page
+from race import Contestant, ContestantError, Machine, Record, order
+from report import Result, page
 
 HERE = Path(__file__).resolve().parent
 JOBS: dict[str, dict[str, Any]] = {
@@ -133,6 +133,7 @@ class Race:
         self.running: list[tuple[Contestant, Record]] = []
         self.names = [*names, "matmul-peak"]
         self.failures: dict[str, str] = {}
+        self.others = 0.0
 
     def start(self, name: str, attempt: str) -> Contestant:
         """A contestant's process."""
@@ -160,11 +161,13 @@ class Race:
                     self.enter(name)
                 except ContestantError as error:
                     self.fail(name, error)
+            machine = Machine()
             for turn in range(self.options.rounds):
                 for place in order(len(self.running), turn):
                     self.turn(*self.running[place], mark=turn == 0)
                 if turn % 10 == 9 or turn + 1 == self.options.rounds:
                     say(f"{self.job}: round {turn + 1} of {self.options.rounds}")
+            self.others = machine.others(sum(record.cpu_seconds for _, record in self.running))
             return [record for contestant, record in self.running if self.ended(contestant, record)]
         finally:
             for contestant, _ in self.running:
@@ -241,7 +244,7 @@ def main() -> None:
     for job in options.jobs.split(","):
         names = [n for n in options.contestants.split(",") if job in CONTESTANTS[n.split("+")[0]][2]]
         race = Race(job, names, options)
-        races.append((job, race.run(), race.failures))
+        races.append(Result(job, race.run(), race.failures, race.others))
     today = datetime.datetime.now(tz=datetime.UTC).date()
     output = options.output or HERE / "results" / f"{today}_engine.md"
     text = page(races, options, today)

@@ -126,6 +126,24 @@ class Contestant:
         return ContestantError(f"{self.name} {what}:\n" + "\n".join(printed.splitlines()[-25:]))
 
 
+class Machine:
+    """How much of the machine others used between its making and `others`."""
+
+    def __init__(self) -> None:
+        self._busy, self._all = self._now()
+
+    @staticmethod
+    def _now() -> tuple[int, int]:
+        line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+        ticks = [int(field) for field in line.split()[1:9]]
+        return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+
+    def others(self, ours: float) -> float:
+        """Their share of all processor time; `ours`: CPU seconds of the contestants."""
+        busy, total = (now - then for now, then in zip(self._now(), (self._busy, self._all), strict=True))
+        return max(0.0, busy - ours * os.sysconf("SC_CLK_TCK")) / max(total, 1)
+
+
 @dataclass
 class Record:
     """What one contestant did in one race. `turns`: seconds of each round's turn; `cpu_seconds`: of all of them."""

@@ -7,10 +7,10 @@ import datetime
 import json
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 from race import Record, ratios
 
-Result = tuple[str, list[Record], dict[str, str]]
 MIB = 1 << 20
 
 METHOD = """\
@@ -28,6 +28,15 @@ given to the turn handed back: data, clipping, schedule, logging, evaluation and
 - **first step**: seconds from the end of the imports; in brackets with an empty compile cache.
 - **loss**: the first logged one and the last (means or samples of different steps: a check that it trains, no more).
 """
+
+
+class Result(NamedTuple):
+    """One race. `failures`: what contestants that did not get through said; `others`: see race.Machine."""
+
+    job: str
+    records: list[Record]
+    failures: dict[str, str]
+    others: float
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -123,7 +132,8 @@ def page(results: list[Result], options: argparse.Namespace, today: datetime.dat
         "",
         METHOD,
     ]
-    for job, records, failures in results:
-        lines += [f"## {job}", "", *table(records), *details(records), ""]
+    for job, records, failures, others in results:
+        busy = f"Other processes took {100 * others:.0f} % of the machine's time in these rounds."
+        lines += [f"## {job}", "", *table(records), busy, *details(records), ""]
         lines += [f"- {name} did not run: `{text.splitlines()[-1]}`" for name, text in failures.items()]
     return "\n".join(lines) + "\n"

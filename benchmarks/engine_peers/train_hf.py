@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from turns import Turns
+from turns import Turns, keep_memory
 
 turns = Turns()
 import numpy as np  # noqa: E402
@@ -41,6 +41,7 @@ PLAIN: dict[str, Any] = {
     "optimizer": None,  # None: the Trainer's default, fused AdamW
     "by_length": False,  # rows of like length in a batch
     "pad_to": None,
+    "keep_memory": False,  # see turns.keep_memory
 }
 TUNED: dict[str, Any] = {**PLAIN, "bf16": True, "compile": True}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
@@ -259,6 +260,8 @@ def main() -> None:
     turns.imported()
     plan, job = turns.plan, turns.job
     how = SETTINGS[plan["variant"]][job["kind"]] | plan["overrides"]
+    if how["keep_memory"]:
+        keep_memory()
     torch.manual_seed(0)
     facts = json.loads((Path(plan["data"]) / "peers" / "facts.json").read_text(encoding="utf-8"))
     model = model_of(job, facts["pairs" if job["kind"] == "seq2seq" else "text"], how)

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from turns import Turns
+from turns import Turns, keep_memory
 
 turns = Turns()
 import joeynmt.training  # noqa: E402
@@ -105,6 +105,8 @@ def main() -> None:
     write_text(text, peers, job["vocabulary"])
     turns.imported()
     how = SETTINGS[plan["variant"]] | plan["overrides"]
+    if how.get("keep_memory"):
+        keep_memory()
     counts: list[int] = []
     found: dict[str, int] = {}
     manager = joeynmt.training.TrainManager

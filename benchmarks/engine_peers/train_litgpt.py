@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from turns import Turns
+from turns import Turns, keep_memory
 
 turns = Turns()
 import litgpt.pretrain  # noqa: E402
@@ -95,6 +95,8 @@ def main() -> None:
     turns.imported()
     plan, job = turns.plan, turns.job
     how = SETTINGS[plan["variant"]] | plan["overrides"]
+    if how.get("keep_memory"):
+        keep_memory()
     rows = job["batch_tokens"] // job["length"]
     if how["fused"]:  # it asks for fused=False on every CPU
         plain = torch.optim.AdamW

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from turns import Turns
+from turns import Turns, keep_memory
 
 turns = Turns()
 import torch  # noqa: E402
@@ -72,6 +72,8 @@ def main() -> None:
     turns.imported()
     plan = turns.plan
     how = SETTINGS[plan["variant"]] | plan["overrides"]
+    if how.get("keep_memory"):
+        keep_memory()
     adapt(how)
     counted: list[int] = []
     given = torch.nn.Module.train

@@ -123,6 +123,13 @@ def die_with_the_coordinator() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
+def keep_memory() -> None:
+    """glibc keeps what a step frees for the next one; by itself it gives large blocks back to the kernel."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
+    libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
 def status(field: str) -> int:
     """A field of /proc/self/status in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():

@@ -6,6 +6,8 @@ import importlib.util
 import os
 import sys
 import time
+from argparse import Namespace
+from datetime import date
 from pathlib import Path
 from types import ModuleType
 
@@ -34,16 +36,31 @@ turns.report(tokens=[10] * turns.steps, losses=[2.0, 1.0])
 """
 
 
-@pytest.fixture(scope="module")
-def race() -> ModuleType:
-    """benchmarks/engine_peers/race.py."""
-    place = importlib.util.spec_from_file_location("engine_race", PEERS / "race.py")
+def load(name: str) -> ModuleType:
+    """A file of benchmarks/engine_peers."""
+    place = importlib.util.spec_from_file_location(f"engine_{name}", PEERS / f"{name}.py")
     assert place is not None
     assert place.loader is not None
     module = importlib.util.module_from_spec(place)
     sys.modules[place.name] = module
     place.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def race() -> ModuleType:
+    """benchmarks/engine_peers/race.py."""
+    return load("race")
+
+
+@pytest.fixture(scope="module")
+def report(race: ModuleType) -> ModuleType:
+    """benchmarks/engine_peers/report.py, which imports race by its bare name."""
+    sys.modules["race"] = race
+    try:
+        return load("report")
+    finally:
+        del sys.modules["race"]
 
 
 def test_a_contestant_works_in_its_turns_and_stands_still_between_them(
@@ -99,3 +116,26 @@ def test_rates_leave_the_warm_up_out_and_ratios_are_by_round(race: ModuleType) -
     assert one.turn_tokens() == [30, 70]  # type: ignore[attr-defined]
     assert one.rate() == pytest.approx(10)  # type: ignore[attr-defined]
     assert race.ratios(one, other) == pytest.approx([1.0, 2.0])
+
+
+def test_the_page_compares_with_ours_and_names_who_failed(race: ModuleType, report: ModuleType) -> None:
+    def record(name: str, seconds: float, **facts: object) -> object:
+        memory = {"peak": 100 << 20, "steady_peak": 90 << 20, "parameters": 1_000_000, "losses": [9.0, 8.0]}
+        return race.Record(
+            name, 1, turns=[seconds] * 2, cpu_seconds=1.0, facts={"tokens": [100, 100], **memory, **facts}
+        )
+
+    records = [
+        record("nalanda", 1.0, flops_per_token=3.0),
+        record("other", 2.5),
+        record("matmul-peak", 0.25, settings={"size": 8}),
+    ]
+    options = Namespace(jobs="causal", contestants="nalanda,other", rounds=2, threads=2, every=50)
+    result = report.Result("causal", records, {"broken": "broken has ended:\nno such option"}, 0.25)
+    text = report.page([result], options, date(2026, 1, 2))
+    other = next(line for line in text.splitlines() if line.startswith("| other"))
+    assert "**2.50 ×** (2.50 to 2.50) | 2.50 ×" in other
+    ours = next(line for line in text.splitlines() if line.startswith("| nalanda"))
+    assert "| 75 % |" in ours  # 100 tokens/s of 3 FLOPs, of 400 FLOP/s
+    assert "25 % of the machine's time" in text
+    assert "broken did not run: `no such option`" in text
