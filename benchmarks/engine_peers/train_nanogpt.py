@@ -36,7 +36,9 @@ def adapt(how: dict[str, Any]) -> None:
     if how["fused"]:
         plain = torch.optim.AdamW
         torch.optim.AdamW = lambda *a, **k: plain(*a, **k, fused=True)  # type: ignore[assignment,misc]
-    if how["attention"] == "manual":  # its own way for a torch without it
+    if (
+        how["attention"] == "manual"
+    ):  # its own way for a torch without it, which a model asks for when it is made
         del torch.nn.functional.scaled_dot_product_attention
 
 
@@ -74,6 +76,7 @@ def main() -> None:
     how = SETTINGS[plan["variant"]] | plan["overrides"]
     if how.get("keep_memory"):
         keep_memory()
+    sdpa = torch.nn.functional.scaled_dot_product_attention
     adapt(how)
     counted: list[int] = []
     given = torch.nn.Module.train
@@ -81,6 +84,7 @@ def main() -> None:
     def first_train(module: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
         if not counted:  # the evaluation before step 0 calls it on the finished model
             counted.append(sum(p.numel() for p in module.parameters()))
+            torch.nn.functional.scaled_dot_product_attention = sdpa
         return given(module, mode)
 
     torch.nn.Module.train = first_train  # type: ignore[method-assign]
