@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nalanda.nn.mask import FLEX_FROM, MANUAL_UP_TO
+from nalanda.nn.attend import strip_bounds
+from nalanda.nn.mask import FLEX_FROM, MANUAL_UP_TO, ORDERED_UP_TO
 from nalanda.nn.model import Model
 from nalanda.nn.spec import AttentionSpec, BlockSpec, FeedForwardSpec, MoESpec, Spec
 from nalanda.train.optimizer import AdamWConfig, MuonConfig, fused_rows, roles
@@ -149,13 +150,18 @@ class Kept:
         )
 
 
-def keeps_scores(attention: AttentionSpec, length: float, mode: Mode, device: str, relative: bool) -> bool:
+def keeps_scores(
+    attention: AttentionSpec, length: float, mode: Mode, device: str, relative: bool, causal: bool = False
+) -> bool:
     """Whether attention is worked out by hand, with all scores in memory, as nn/mask.py chooses."""
     if attention.softcap is not None or attention.sinks:
         return device == "cpu" or length < FLEX_FROM
     if device != "cpu":
         return False
-    return attention.dropout > 0 or relative or (mode.compute == 2 and length <= MANUAL_UP_TO)
+    if causal and attention.window is not None and 2 * attention.window <= length:
+        return True
+    few = ORDERED_UP_TO if causal else MANUAL_UP_TO
+    return attention.dropout > 0 or relative or (mode.compute == 2 and length <= few)
 
 
 def _attention(
@@ -168,8 +174,10 @@ def _attention(
     cross: bool,
     by_hand: bool,
     context: int,
+    again: float = 0.0,
 ) -> Kept:
-    """A row's projections, heads and output. `seen`: places looked at; `context` ranks hold all keys and values."""
+    """A row's projections, heads and output. `seen`: places looked at; `context` ranks hold all keys and values.
+    `again`: how often a place's key and value are copied beyond the first time, because strips of queries overlap."""
     width, key_value = spec.heads * spec.dim(hidden), spec.groups * spec.dim(hidden)
     c, other = mode.compute, seen if cross else length
     projected = (length * width + other * 2 * key_value) * c
@@ -178,6 +186,7 @@ def _attention(
     kept, scores = projected + result, 0.0
     if context > 1:
         kept += length * context * 2 * key_value * c
+    kept += again * length * 2 * key_value * c
     if by_hand:  # products take contiguous copies of queries, keys and values: what these were views of goes
         of_dropout = (2 * c if c == 4 or seen <= MANUAL_UP_TO else 10) if spec.dropout else 0
         scores = spec.heads * length * seen * (c + of_dropout + (4 if spec.softcap else 0))
@@ -217,6 +226,7 @@ def block_kept(
     device: str,
     relative: bool = False,
     split: Split = WHOLE,
+    causal: bool = False,
 ) -> Kept:
     """What one row keeps of a layer. `rows`: the stream's places in `length`, and the source's where there is
     cross-attention."""
@@ -228,10 +238,16 @@ def block_kept(
     if block.dropout:
         read += length * hidden * (c if device == "cpu" else 1)
     seen = min(rows.length, block.attention.window or rows.length)
-    by_hand = keeps_scores(block.attention, rows.length, mode, device, relative)
+    by_hand, again = keeps_scores(block.attention, rows.length, mode, device, relative, causal), 0.0
     if by_hand:
         seen = rows.length
-    own = _attention(block.attention, hidden, length, seen, mode, device, False, by_hand, split.context)
+        if causal and split.context == 1:
+            strips = strip_bounds(round(rows.length), block.attention.window)
+            seen = sum((last - first) * (last - low) for first, last, low in strips) / rows.length
+            again = sum(last - low for _, last, low in strips) / rows.length - 1
+    own = _attention(
+        block.attention, hidden, length, seen, mode, device, False, by_hand, split.context, again
+    )
     t = split.tensor
     inner = own
     network = _feedforward(block.feedforward, hidden, length, mode)
@@ -268,6 +284,7 @@ def activations(spec: Spec, rows: Rows, mode: Mode, device: str, split: Split = 
                 device=device,
                 relative=position.kind == "relative",
                 split=split,
+                causal=name == "decoder",
             )
             if split.checkpointing == "none":
                 kept, scores = kept + layer.all, scores + layer.scores
