@@ -83,7 +83,9 @@ def finished(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("harm", ["flip", "delete", "swap", pytest.param("truncate", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "harm", ["flip", "delete", "swap", pytest.param("truncate", marks=pytest.mark.exhaustive)]
+)
 def test_a_finished_run(finished: Path, tmp_path: Path, harm: str) -> None:
     torch.set_num_threads(1)
     expected = contents(finished.parent / "runs")
