@@ -72,6 +72,7 @@ CONTESTANTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "nalanda-fp32": ("train_nalanda.py", OURS, ("causal", "masked", "seq2seq")),
     "hf-default": ("train_hf.py", PEERS, ("causal", "masked", "seq2seq")),
     "hf-tuned": ("train_hf.py", PEERS, ("causal", "masked", "seq2seq")),
+    "hf-bf16": ("train_hf.py", PEERS, ("causal", "masked", "seq2seq")),
     "nanogpt-default": ("train_nanogpt.py", PEERS, ("causal",)),
     "nanogpt-tuned": ("train_nanogpt.py", PEERS, ("causal",)),
     "litgpt-default": ("train_litgpt.py", PEERS, ("causal",)),

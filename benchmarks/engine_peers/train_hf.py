@@ -2,8 +2,9 @@
 
 Needs transformers and accelerate (PyPI).
 
-`hf-default` is the Trainer as it comes: fp32, eager, padding by its own collators, rows in a random order. What
-`hf-tuned` changes stands in SETTINGS; benchmarks/results says what else was tried.
+`hf-default` is the Trainer as it comes: fp32, eager, padding by its own collators, rows in a random order. `hf-tuned`
+has autocast and torch.compile over fp32 weights; `hf-bf16` has weights of bf16 alone, which is faster and loses
+small updates. benchmarks/results says what else was tried.
 """
 
 from __future__ import annotations
@@ -43,13 +44,20 @@ PLAIN: dict[str, Any] = {
     "pad_to": None,
     "keep_memory": False,  # see turns.keep_memory
 }
-TUNED: dict[str, Any] = {**PLAIN, "bf16": True, "compile": True}
+TUNED: dict[str, Any] = {**PLAIN, "bf16": True, "compile": True, "attention": "eager"}
+HALF: dict[str, Any] = {**TUNED, "bf16": False, "weights": "bfloat16"}
+LENGTHS: dict[str, Any] = {"by_length": True, "pad_to": 8}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "hf-default": {"causal": PLAIN, "masked": PLAIN, "seq2seq": PLAIN},
     "hf-tuned": {
         "causal": TUNED,
         "masked": TUNED,
-        "seq2seq": {**TUNED, "by_length": True, "pad_to": 8},
+        "seq2seq": {**TUNED, **LENGTHS},
+    },
+    "hf-bf16": {
+        "causal": HALF,
+        "masked": HALF,
+        "seq2seq": {**HALF, **LENGTHS},
     },
 }
 
